@@ -1,0 +1,43 @@
+# Two commands from clone to result: `make demo`, `make test`. Each target says its plain command in README.md.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/demo
+
+.PHONY: help demo test lab readme prepare soak clean
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.library: settings.ini setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/.development: .venv/.library
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.library  ## train a LiResNet on the embedded digits, certify it, write a report (about two minutes)
+	$(BIN)/liresnet-train --task digits --out $(RUN)
+	$(BIN)/liresnet-report $(RUN)
+
+test: .venv/.development  ## every check: notebooks and library agree, lint, tests, every notebook runs
+	$(BIN)/python tools/check.py sync
+	$(BIN)/ruff check
+	$(BIN)/python -m pytest -q
+	$(BIN)/python tools/check.py notebooks
+
+soak: .venv/.development  ## the property tests at ten thousand cases each
+	$(BIN)/python -m pytest -q -m property --hypothesis-profile=soak
+
+lab: .venv/.development  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+readme: .venv/.development  ## README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+prepare: .venv/.development readme  ## clean the notebooks and export the library from them
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+
+clean:  ## remove what was built; runs and .venv stay
+	rm -rf _proc _docs _build build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,27 @@
+"Shared by all tests: hypothesis profiles, and a run that several tests look at."
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+common = dict(deadline=None, derandomize=True, print_blob=True, suppress_health_check=list(HealthCheck))
+settings.register_profile("default", max_examples=300, **common)
+settings.register_profile("soak", max_examples=10_000, **{**common, "derandomize": False})
+settings.load_profile("default")
+
+TINY = dict(model="L1W8", epochs=3, batch=256, shift=1, save_seconds=0., device="cpu", progress=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    from liresnet_nb.train import fit
+    return fit("digits", **TINY, out=tmp_path_factory.mktemp("runs")/"tiny")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from liresnet_nb.data import load_task
+    return load_task("digits")
+
+
+def weights(model):
+    return torch.cat([v.flatten() for v in model.state_dict().values()])

@@ -1,0 +1,254 @@
+"Constants against a second implementation, and the inequalities that hold for every layer."
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liresnet_nb.bounds import Bound, PairBound, operator_bound, pair_bound, product, symbol_bound
+from liresnet_nb.core import InputError
+from liresnet_nb.layers import Centre, Conv, Dense, Flatten, LinearOperator, LinearResidual, LipschitzLayer, MinMax, NormalizedHead, pair_distances
+from liresnet_nb.lipschitz import apply_adjoint, apply_operator, operator_matrix, power_estimate, power_residual, power_step
+from liresnet_nb.model import GloroNet, LiResNet, ModelConfig, build_model, n_parameters
+
+
+def matrix_by_hand(kernel, in_shape, stride, padding):
+    "The operator's matrix entry by entry, from the definition of a convolution."
+    O, I, k, _ = kernel.shape
+    _, H, W = in_shape
+    oh, ow = ((n+2*padding-k)//stride+1 for n in (H, W))
+    A = torch.zeros(O, oh, ow, I, H, W, dtype=kernel.dtype)
+    for y in range(oh):
+        for x in range(ow):
+            for a in range(k):
+                for b in range(k):
+                    r, c = y*stride+a-padding, x*stride+b-padding
+                    if 0 <= r < H and 0 <= c < W: A[:, y, x, :, r, c] += kernel[:, :, a, b]
+    return A.reshape(O*oh*ow, I*H*W)
+
+
+@st.composite
+def convolutions(draw):
+    k = draw(st.integers(1, 5))
+    stride, padding = draw(st.integers(1, 4)), draw(st.integers(0, 3))
+    low = max(1, k-2*padding)
+    H, W = (draw(st.integers(low, low+5)) for _ in range(2))
+    O, I, seed = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(0, 2**31))
+    g = torch.Generator().manual_seed(seed)
+    kernel = torch.randn(O, I, k, k, generator=g, dtype=torch.float64)*10.**draw(st.integers(-6, 6))
+    if draw(st.booleans()): kernel *= torch.rand(kernel.shape, generator=g) < 0.3      # sparse: degenerate spectra
+    return kernel, (I, H, W), stride, padding, g
+
+
+@pytest.mark.property
+@given(convolutions())
+def test_matrix_adjoint_and_bounds_of_a_convolution(case):
+    kernel, shape, stride, padding, g = case
+    A = matrix_by_hand(kernel, shape, stride, padding)
+    assert torch.equal(operator_matrix(kernel, shape, stride, padding), A) or torch.allclose(operator_matrix(kernel, shape, stride, padding), A, rtol=1e-12)
+    v = torch.randn(shape, generator=g, dtype=torch.float64)
+    Av = apply_operator(kernel[None], v[None], stride, padding)[0]
+    torch.testing.assert_close(Av.flatten(), A @ v.flatten(), rtol=1e-9, atol=1e-9*kernel.abs().max().item())
+    u = torch.randn(Av.shape, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(apply_adjoint(kernel[None], u[None], shape, stride, padding)[0].flatten(), A.T @ u.flatten(), rtol=1e-9, atol=1e-9*kernel.abs().max().item())
+    truth = torch.linalg.matrix_norm(A, 2).item()
+    if not kernel.any():
+        assert operator_bound(kernel, shape, stride, padding).value == 0
+        return
+    explicit = operator_bound(kernel, shape, stride, padding, "explicit").value if truth else 0.
+    assert truth <= explicit <= truth*(1+1e-7)
+    for grid in (5, 8, 32): assert truth <= symbol_bound(kernel, stride, grid).value
+    v = power_step(kernel[None], v[None], stride, padding, steps=20)
+    assert power_estimate(kernel[None], v, stride, padding).item() <= truth*(1+1e-12)
+    low = (A @ torch.randn(A.shape[1], 50, generator=g, dtype=torch.float64)).norm(dim=0)
+    assert (low.max() == 0) or low.isfinite().all()
+
+
+@pytest.mark.property
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(-30, 30), st.integers(0, 2**31))
+def test_bounds_of_a_dense_layer(O, I, exponent, seed):
+    W = torch.randn(O, I, generator=torch.Generator().manual_seed(seed))*10.**exponent
+    truth = torch.linalg.matrix_norm(W.double(), 2).item()
+    bound = operator_bound(W, (I,)).value
+    assert truth <= bound <= truth*(1+1e-8)
+    v = power_step(W[None], torch.ones(1, I), steps=30)
+    estimate = power_estimate(W[None], v).item()
+    assert 0 < estimate <= truth*(1+1e-5)
+
+
+@st.composite
+def networks(draw):
+    "A small random network with a random chain of layers."
+    seed = draw(st.integers(0, 2**31))
+    size, width = draw(st.sampled_from([5, 6, 8, 9])), 2*draw(st.integers(1, 4))
+    g = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [Centre(), Conv((draw(st.integers(1, 3)), size, size), width, draw(st.integers(1, 4)), draw(st.integers(1, 2)), draw(st.integers(0, 2)))]
+        in_shape = layers[1].in_shape
+        layers.append(MinMax())
+        depth = draw(st.integers(0, 3))
+        for _ in range(depth): layers += [LinearResidual(layers[1].out_shape, depth), MinMax()]
+        layers += [Flatten(), Dense(math.prod(layers[1].out_shape), 8), MinMax()]
+        model = GloroNet(layers, NormalizedHead(8, draw(st.integers(2, 5))), in_shape)
+        for p in model.parameters(): p.data += draw(st.floats(0, 1))*torch.randn(p.shape)
+    return model, g
+
+
+@pytest.mark.property
+@given(networks())
+def test_no_sampled_pair_exceeds_the_proved_constants(case):
+    model, g = case
+    proved, frozen = model.pair_bound(), model.double()
+    x = torch.rand(32, *model.image_shape, generator=g, dtype=torch.float64)
+    direction = torch.randn(x.shape, generator=g, dtype=torch.float64)
+    scale = 10**(3*torch.rand(32, 1, 1, 1, generator=g, dtype=torch.float64)-3)
+    z = x+direction/direction.flatten(1).norm(dim=1)[:, None, None, None]*scale.clamp_min(1e-3)
+    with torch.no_grad(): f, h = frozen(x), frozen(z)
+    moved = (x-z).flatten(1).norm(dim=1)
+    change = ((f[:, :, None]-f[:, None])-(h[:, :, None]-h[:, None])).abs()/moved[:, None, None]
+    assert (change <= proved.matrix*(1+1e-6)+1e-9).all()
+
+
+def test_grouped_power_step_equals_one_step_a_layer():
+    kernel, v = torch.randn(5, 8, 8, 3, 3), torch.randn(5, 8, 7, 7)
+    alone = torch.cat([power_step(kernel[i:i+1], v[i:i+1], 1, 1, 4) for i in range(5)])
+    torch.testing.assert_close(power_step(kernel, v, 1, 1, 4), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_fused_residual_block_equals_the_textbook_block():
+    for size in (4, 7):
+        block = LinearResidual((6, size, size), depth=3).double()
+        for p in block.parameters(): torch.nn.init.normal_(p)
+        x = torch.randn(2, 6, size, size, dtype=torch.float64)
+        textbook = x+block.beta[:, None, None]*F.conv2d(x, block.weight, padding=1)/3**.5+block.bias[:, None, None]
+        torch.testing.assert_close(block(x), textbook)
+
+
+def test_gradient_of_the_estimate_is_that_of_the_norm_at_a_singular_vector():
+    layer = Conv((2, 6, 6), 3, 3, padding=1).double()
+    torch.nn.init.normal_(layer.weight)
+    v = power_step(layer.weight.detach()[None], torch.randn(1, 2, 6, 6, dtype=torch.float64), 1, 1, 5000)
+    power_estimate(layer.weight[None], v, 1, 1).sum().backward()
+    mine, layer.weight.grad = layer.weight.grad, None
+    torch.linalg.matrix_norm(operator_matrix(layer.weight, layer.in_shape, 1, 1), 2).backward()
+    torch.testing.assert_close(mine, layer.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-5, 1e30])
+def test_estimates_neither_underflow_nor_overflow(scale):
+    kernel, v = torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4, 6, 6)
+    usual = power_estimate(kernel, power_step(kernel, v, 1, 1, 10), 1, 1)
+    scaled = power_estimate(kernel*scale, power_step(kernel*scale, v, 1, 1, 10), 1, 1)
+    torch.testing.assert_close(scaled/scale, usual, rtol=1e-4, atol=0)
+
+
+def test_a_zero_layer_is_constant_and_its_estimate_has_a_gradient_that_is_a_number():
+    kernel = torch.zeros(1, 3, 3, 3, 3, requires_grad=True)
+    v = power_step(kernel, torch.randn(1, 3, 5, 5), 1, 1)
+    estimate = power_estimate(kernel, v, 1, 1)
+    estimate.sum().backward()
+    assert estimate.item() == 0 and kernel.grad.isfinite().all() and v.norm() > 0
+    assert operator_bound(kernel[0], (3, 5, 5), 1, 1) == Bound(0., "all weights are zero")
+    assert power_residual(kernel.detach(), v, 1, 1).item() == 0
+
+
+def test_power_step_converges_to_the_norm():
+    W = torch.randn(1, 20, 30, dtype=torch.float64)
+    v = power_step(W, torch.randn(1, 30, dtype=torch.float64), steps=3000)
+    torch.testing.assert_close(power_estimate(W, v)[0], torch.linalg.matrix_norm(W[0], 2))
+    assert power_residual(W, v).item() < 1e-8
+
+
+def test_symbol_factor_is_needed_and_enough():
+    "A single cosine whose peak falls between the points of the grid: the grid alone is below the truth."
+    kernel = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    kernel[0, 0, 1] = torch.tensor([1., 0., -1.])                       # |symbol| = 2|sin θ|, peak at π/2
+    grid = 5                                                             # no multiple of 2π/5 is π/2
+    theta = 2*math.pi*torch.arange(grid)/grid
+    assert (2*theta.sin().abs()).max() < 2 <= symbol_bound(kernel, 1, grid).value
+
+
+@pytest.mark.parametrize("name, shape, classes, count", [("L6W128", (3, 32, 32), 10, 3_523_338), ("L18W256", (3, 32, 32), 10, 16_943_114),
+                                                         ("L6W128", (3, 64, 64), 200, 3_630_024)])
+def test_parameter_counts_of_the_paper(name, shape, classes, count):
+    model = build_model(name, shape, classes)
+    assert n_parameters(model) == count
+    assert model.body[1].out_shape[1:] == (16, 16)
+
+
+def test_parameter_count_of_the_imagenet_model(monkeypatch):
+    "108 million numbers: counted on the meta device, without memory."
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda w: w)
+    monkeypatch.setattr(GloroNet, "power_step", lambda self, steps=1: None)
+    with torch.device("meta"): model = LiResNet(ModelConfig(18, 588, (3, 224, 224), 1000, 2048))
+    assert n_parameters(model) == 108_029_228 and model.body[1].out_shape == (588, 16, 16)
+
+
+def test_model_is_a_function_of_its_seed():
+    a, b, c = (build_model("L1W8", (1, 8, 8), 3, seed) for seed in (0, 0, 1))
+    assert torch.equal(a.head.weight, b.head.weight) and not torch.equal(a.head.weight, c.head.weight)
+    state = torch.get_rng_state()
+    build_model("L1W8", (1, 8, 8), 3)
+    assert torch.equal(state, torch.get_rng_state()), "building a model moved torch's global stream"
+
+
+def test_pair_constants_match_brute_force():
+    model = build_model("L2W8", (1, 8, 8), 6)
+    rows, sub = model.head.rows().detach().double(), 1.
+    for layer in model.body:
+        if isinstance(layer, LinearOperator):
+            sub *= torch.linalg.matrix_norm(operator_matrix(layer.kernel().detach().double(), layer.in_shape, layer.stride, layer.padding), 2).item()
+    truth = torch.tensor([[sub*(rows[j]-rows[i]).norm() for i in range(6)] for j in range(6)], dtype=torch.float64)
+    proved = model.pair_bound().matrix
+    assert (proved >= truth).all() and (proved <= truth*1.05).all() and (proved.diagonal() == 0).all()
+    model.power_step(3000)
+    torch.testing.assert_close(model.pair_est().detach().double(), truth, rtol=2e-3, atol=1e-5)
+
+
+def test_constants_do_not_depend_on_the_mode_and_pair_est_moves_nothing():
+    model = build_model("L2W8", (1, 8, 8), 4)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train, evaluation = model.train().pair_est(), model.eval().pair_est()
+    assert torch.equal(train, evaluation)
+    model.constants(steps=50)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_pair_distances_have_a_finite_gradient_for_equal_rows():
+    rows = torch.ones(3, 4, requires_grad=True)
+    pair_distances(rows).sum().backward()
+    assert rows.grad.isfinite().all()
+
+
+def test_types_keep_estimates_out():
+    rows = torch.eye(3)
+    with pytest.raises(InputError, match="all zeros"): pair_bound(rows*torch.tensor([1., 1., 0.])[:, None], [], (1, 2, 2))
+    with pytest.raises(InputError, match="at least 2"): pair_bound(rows[:1], [], (1, 2, 2))
+    with pytest.raises(InputError, match="NaN or infinity"): pair_bound(rows/0, [], (1, 2, 2))
+    with pytest.raises(InputError, match="underflow"): product([Bound(1e-200, "a"), Bound(1e-200, "b")])
+    with pytest.raises(InputError, match="not finite"): Bound(math.inf, "x")
+    assert isinstance(pair_bound(rows, [("a", Bound(0., "zero"))], (1, 2, 2)), PairBound)
+
+
+def test_layers_of_unknown_constant_are_refused_by_name():
+    for layer in (torch.nn.ReLU(), torch.nn.BatchNorm2d(3), LipschitzLayer()):
+        with pytest.raises(InputError, match=f"layer 1 .{type(layer).__name__}. has no known Lipschitz constant"):
+            GloroNet([Centre(), layer], NormalizedHead(4, 2), (1, 2, 2))
+
+
+def test_broken_weights_are_refused_by_layer():
+    model = build_model("L1W8", (1, 8, 8), 3)
+    model.body[3].weight.data[0, 0, 0, 0] = math.nan
+    with pytest.raises(InputError, match=r"layer 3 \(LinearResidual\).*NaN or infinity"): model.pair_bound()
+
+
+def test_bad_shapes_are_refused():
+    for bad in ("L0W8", "L2W7", "l2w8", "L2W8x"):
+        with pytest.raises(InputError, match="model"): build_model(bad, (1, 8, 8), 3)
+    with pytest.raises(InputError, match="at least two"): build_model("L1W8", (1, 8, 8), 1)
+    with pytest.raises(InputError, match="square"): build_model("L1W8", (1, 8, 16), 3)
+    with pytest.raises(InputError, match="even number"): MinMax()(torch.zeros(1, 3, 2, 2))
+    with pytest.raises(InputError, match="was made for inputs"): build_model("L1W8", (1, 8, 8), 3)(torch.zeros(1, 1, 16, 16))

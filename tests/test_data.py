@@ -1,0 +1,175 @@
+"Tasks, augmentation, folders made on the spot, and what happens when files are missing or broken."
+import csv
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from liresnet_nb import data
+from liresnet_nb.core import InputError
+from liresnet_nb.data import Augment, ImageSet, StreamSet, class_subset, confusions, draw_glyphs, epoch_order, load_task, split_valid
+
+
+def make_folder(root, parts=("train", "test"), classes=("ant", "bee", "cow"), n=5, size=12, ext="png", inner=""):
+    for part in parts:
+        for k, c in enumerate(classes):
+            (root/part/c/inner).mkdir(parents=True)
+            for i in range(n): Image.new("RGB", (size, size), (40*k, 10*i, 100)).save(root/part/c/inner/f"{i}.{ext}")
+    return root
+
+
+def test_digits_are_the_split_that_is_documented(digits):
+    assert (len(digits.train), len(digits.test), digits.image_shape, digits.n_classes, digits.epsilon) == (1347, 450, (1, 8, 8), 10, 0.3)
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    X, y = load_digits(return_X_y=True)
+    _, x, _, t = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
+    assert torch.equal(digits.test.images().flatten(1).double(), torch.from_numpy(x)/16) and torch.equal(digits.test.labels, torch.from_numpy(t))
+
+
+def test_validation_comes_out_of_training_and_never_touches_the_test_set(digits):
+    valid = load_task("digits", held_out="valid")
+    assert len(valid.train)+len(valid.test) == 1347 and valid.held_out == "valid"
+    seen = {bytes(r.numpy().tobytes()) for r in digits.train.raw}
+    assert all(bytes(r.numpy().tobytes()) in seen for r in valid.test.raw)
+    assert torch.bincount(valid.test.labels).min() >= 19
+
+
+def test_images_are_floats_in_the_unit_interval(digits):
+    for images, _, _ in digits.train.epoch(300, 0, 0, Augment(2, True)):
+        assert images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
+
+
+@given(st.integers(0, 3), st.booleans(), st.integers(4, 9), st.integers(0, 2**31))
+def test_augmentation_of_a_batch_is_that_of_each_image(shift, flip, size, seed):
+    g = torch.Generator().manual_seed(seed)
+    images, draws = torch.rand(5, 2, size, size, generator=g), torch.rand(5, 3, generator=g)
+    out = Augment(shift, flip)(images, draws)
+    for x, u, got in zip(images, draws, out):
+        dy, dx = (int(v*(2*shift+1)) for v in u[:2])
+        want = torch.nn.functional.pad(x, (shift,)*4)[:, dy:dy+size, dx:dx+size]
+        assert torch.equal(got, want.flip(2) if flip and u[2] < 0.5 else want)
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_not_on_who_draws_it(digits):
+    def seen(batch, world, epoch=2, seed=7):
+        return {int(i): x for r in range(world) for xb, _, index in digits.train.epoch(batch, seed, epoch, Augment(2), r, world) for x, i in zip(xb, index)}
+    one, three = seen(256, 1), seen(90, 3)
+    assert one.keys() == three.keys() and len(one) == 1347
+    assert all(torch.equal(one[i], three[i]) for i in one)
+    assert any(not torch.equal(one[i], x) for i, x in seen(256, 1, epoch=3).items())
+    assert any(not torch.equal(one[i], x) for i, x in seen(256, 1, seed=8).items())
+    assert not torch.equal(epoch_order(50, 0, 0)[0], epoch_order(50, 0, 1)[0])
+
+
+def test_fingerprint_tells_data_apart(digits):
+    other = digits.train.subset(slice(None)).raw.clone()
+    other[3, 0, 2, 2] += 1
+    assert digits.train.fingerprint() == load_task("digits").train.fingerprint() != ImageSet(other, digits.train.labels, 16.).fingerprint()
+
+
+def test_glyphs_are_deterministic_nested_and_drawn_apart():
+    a, b = draw_glyphs(20, 12), draw_glyphs(20, 12)
+    assert torch.equal(a.raw, b.raw) and a.raw.dtype == torch.uint8 and len(a) == 240
+    few = draw_glyphs(10, 12)
+    assert torch.equal(few.raw.reshape(12, 10, -1), a.raw.reshape(12, 20, -1)[:, :10])
+    assert not torch.equal(draw_glyphs(20, 12, split="test").raw, a.raw) and not torch.equal(draw_glyphs(20, 12, seed=1).raw, a.raw)
+    assert draw_glyphs(3, 2, size=32).image_shape == (1, 32, 32)
+    assert len(set(data.GLYPH_CLASSES)) == len(data.GLYPH_CLASSES) >= 200
+
+
+def test_no_two_glyph_classes_look_alike():
+    "Nearest neighbour over all classes: no pair is confused more often than one time in four (look-alikes: one in two)."
+    m, n = 200, 25
+    counts = confusions(draw_glyphs(m, 60), draw_glyphs(m, n, split="test"))
+    wrong = counts-counts.diag().diag()
+    worst = int((wrong+wrong.T).argmax())
+    assert (wrong+wrong.T).max() <= 0.25*2*n, f"{data.GLYPH_CLASSES[worst//m]} and {data.GLYPH_CLASSES[worst % m]}"
+    assert counts.diag().sum()/counts.sum() > 0.8
+
+
+def test_a_look_alike_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(data, "GLYPH_CLASSES", "AΑBC")
+    wrong = (counts := confusions(draw_glyphs(4, 60), draw_glyphs(4, 25, split="test")))-counts.diag().diag()
+    assert (wrong+wrong.T).max() > 0.25*50
+
+
+def test_class_subsets_are_nested_and_depend_on_the_seed():
+    assert class_subset(1000, 100) == class_subset(1000, 200)[:100] != class_subset(1000, 100, seed=2022)
+    assert class_subset(5, None) == list(range(5))
+    for bad in (1, 0, 6):
+        with pytest.raises(InputError, match="wanted 2 to 5"): class_subset(5, bad)
+
+
+def test_a_folder_is_a_task(tmp_path):
+    task = load_task("folder", data_dir=make_folder(tmp_path))
+    assert (len(task.train), task.image_shape, task.classes) == (15, (3, 12, 12), ("ant", "bee", "cow"))
+    assert load_task("folder", data_dir=tmp_path, size=8).image_shape == (3, 8, 8)
+    assert len(load_task("folder", data_dir=tmp_path, n_classes=2).classes) == 2
+
+
+def test_tiny_imagenet_layout(tmp_path):
+    make_folder(tmp_path, parts=("train",), size=64, ext="JPEG", inner="images", n=3)
+    (tmp_path/"val"/"images").mkdir(parents=True)
+    with open(tmp_path/"val"/"val_annotations.txt", "w", newline="") as f:
+        w = csv.writer(f, delimiter="\t")
+        for i, c in enumerate(["bee", "ant", "cow", "bee"]):
+            Image.new("RGB", (64, 64), (9, 9, 9)).save(tmp_path/"val"/"images"/f"val_{i}.JPEG")
+            w.writerow([f"val_{i}.JPEG", c, 0, 0, 62, 62])
+    task = load_task("tiny-imagenet", data_dir=tmp_path)
+    assert (len(task.train), task.image_shape, task.test.labels.tolist()) == (9, (3, 64, 64), [1, 0, 2, 1])
+
+
+def test_imagenet_streams_with_the_same_interface(tmp_path):
+    make_folder(tmp_path, parts=("train", "val"), size=40, ext="JPEG", n=4)
+    task = load_task("imagenet", data_dir=tmp_path, size=32)
+    assert isinstance(task.train, StreamSet) and task.image_shape == (3, 32, 32)
+    got = [(x.shape, y.tolist(), i.tolist()) for x, y, i in task.test.batches(5)]
+    assert sum((i for _, _, i in got), []) == list(range(12)) and got[0][0] == (5, 3, 32, 32)
+    one = {int(i): x for xb, _, index in task.train.epoch(8, 0, 1, Augment(flip=True)) for x, i in zip(xb, index)}
+    two = {int(i): x for r in (0, 1) for xb, _, index in task.train.epoch(8, 0, 1, Augment(flip=True), r, 2) for x, i in zip(xb, index)}
+    assert one.keys() == two.keys() == set(range(12)) and all(torch.equal(one[i], two[i]) for i in one)
+    valid = split_valid(task.train)
+    assert len(valid[1]) == 2
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    make_folder(tmp_path)
+    for kwargs, words in [(dict(name="imagenet", data_dir=tmp_path/"no"), "no train in"), (dict(name="tiny-imagenet", data_dir=tmp_path), "val_annotations"),
+                          (dict(name="folder"), "needs data_dir"), (dict(name="folder", data_dir=tmp_path/"train"), "wanted train/CLASS"),
+                          (dict(name="digit"), "did you mean 'digits'"), (dict(name="glyphs", n_classes=1), "2 to"), (dict(name="glyphs", size=20), "16 or 32"),
+                          (dict(name="digits", size=16), "own classes and size"), (dict(name="digits", held_out="val"), "did you mean 'valid'")]:
+        with pytest.raises(InputError, match=words): load_task(**kwargs)
+    (tmp_path/"train"/"bee"/"1.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"cannot read image .*bee.1\.png"): load_task("folder", data_dir=tmp_path)
+    Image.new("RGB", (7, 9)).save(tmp_path/"train"/"bee"/"1.png")
+    with pytest.raises(InputError, match=r"1\.png is \(9, 7\) pixels.*give size"): load_task("folder", data_dir=tmp_path)
+    (tmp_path/"test"/"cow").rename(tmp_path/"test"/"hen")
+    with pytest.raises(InputError, match="no folder for class 'cow'"): load_task("folder", data_dir=tmp_path, size=8)
+
+
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
+    data._torchvision()
+    from torchvision.datasets import CIFAR10
+
+    def refuse(self): raise OSError("network is down")
+    monkeypatch.setattr(CIFAR10, "download", refuse)
+    with pytest.raises(InputError, match=r"network is down.*cifar-10-python\.tar\.gz.*data_dir"): load_task("cifar10", data_dir=tmp_path)
+
+
+def test_cifar_is_read_from_its_unpacked_folder(tmp_path, monkeypatch):
+    import pickle
+    home = tmp_path/"cifar-10-batches-py"
+    home.mkdir()
+    entry = dict(data=torch.randint(0, 255, (4, 3072), dtype=torch.uint8).numpy(), labels=[0, 1, 2, 3])
+    for name in [f"data_batch_{i}" for i in range(1, 6)]+["test_batch"]: (home/name).write_bytes(pickle.dumps(entry))
+    (home/"batches.meta").write_bytes(pickle.dumps(dict(label_names=[str(i) for i in range(10)])))
+    data._torchvision()
+    from torchvision.datasets import CIFAR10
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a: True)
+    task = load_task("cifar10", data_dir=tmp_path)
+    assert (len(task.train), len(task.test), task.image_shape, task.epsilon) == (20, 4, (3, 32, 32), 36/255)
+    assert torch.equal(task.test.raw[0].flatten(), torch.from_numpy(entry["data"][0]))

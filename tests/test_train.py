@@ -1,0 +1,275 @@
+"Runs repeat, resume, share an epoch, stop well; and every bad setting is refused before anything is written."
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import TINY, weights
+from safetensors.torch import save_file
+
+from liresnet_nb import train
+from liresnet_nb.core import InputError
+from liresnet_nb.data import Augment, ImageSet, Task, load_task
+from liresnet_nb.layers import Centre, Dense, Flatten, LipschitzLayer, MinMax, NormalizedHead
+from liresnet_nb.model import GloroNet, build_model
+from liresnet_nb.train import Diverged, TrainConfig, epsilon_at, fit, load_run, lr_at, make_config, read_checkpoint
+
+
+def test_fit_can_be_imported_as_promised():
+    from liresnet_nb.train import fit as promised
+    assert promised is fit
+
+
+def test_schedules():
+    assert [round(epsilon_at(t, 800, 1.), 12) for t in (0, 400, 800)] == [0.1, 1.5, 1.5]
+    assert epsilon_at(0, 10, 2., 1.5, 1.5) == 3. and epsilon_at(0, 10, 2., .1, 1.5, ramp=0.) == 3.
+    assert [lr_at(t, 100, 1., 10) for t in (0, 5, 10)] == [0, .5, 1] and math.isclose(lr_at(55, 100, 1., 10), .5) and lr_at(100, 100, 1., 10) < 1e-9
+
+
+def test_the_paper_preset_is_the_papers_setting():
+    c = make_config("cifar10", "paper")
+    assert (c.model, c.epochs, c.batch, c.lr, c.clip, c.loss, c.epsilon_start, c.epsilon_end, c.epsilon_ramp, c.weight_decay, c.dtype) == ("L6W128", 800, 256, 1e-3, 3., "emma", .1, 1.5, .5, 0., "float32")
+    i = make_config("imagenet", "paper")
+    assert (i.model, i.epochs, i.batch) == ("L18W588", 400, 1024)
+    full = train.check_config(c, 36/255, Augment(4, True))
+    assert (full.epsilon, full.warmup, full.shift, full.flip) == (36/255, 20, 4, True)
+    assert train.check_config(make_config("digits", epochs=30), .3, Augment()).warmup == 3
+
+
+def test_two_runs_are_equal_bit_for_bit(tiny_run):
+    again = fit("digits", **TINY)
+    assert torch.equal(weights(again.model), weights(tiny_run.model)) and again.path is None
+    other = fit("digits", **{**TINY, "seed": 1})
+    assert not torch.equal(weights(other.model), weights(tiny_run.model))
+
+
+def test_names_and_objects_are_the_same_thing(tiny_run, digits):
+    model = build_model("L1W8", (1, 8, 8), 10)
+    again = fit(digits, model, **{k: v for k, v in TINY.items() if k != "model"})
+    assert torch.equal(weights(again.model), weights(tiny_run.model)) and again.model is model
+
+
+def test_the_shipped_defaults_learn(digits):
+    few = dataclasses.replace(digits, train=digits.train.subset(slice(0, 64)))
+    run = fit(few, model="L1W32", epochs=120, epsilon=0.1, device="cpu", progress=False)
+    assert run.history.train_acc.iloc[-1] == 1 and run.history.train_vra_est.iloc[-1] > 0.9
+
+
+@pytest.mark.parametrize("loss", ["gloro", "trades", "emma", "emma_adaptive", "cross_entropy"])
+def test_every_loss_trains(loss):
+    run = fit("digits", **{**TINY, "epochs": 4, "loss": loss, "lr": 1e-2, "batch": 128})
+    assert run.history.train_acc.iloc[-1] > 0.5 and run.history.loss.isna().sum() == 0
+
+
+COMMAND = [sys.executable, "-m", "liresnet_nb.train", "--task", "digits", "--model", "L1W8", "--epochs", "14", "--batch", "256", "--shift", "1",
+           "--track", "--save-seconds", "0", "--device", "cpu"]
+THREADS = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_weights(tmp_path):
+    subprocess.run([*COMMAND, "--out", tmp_path/"whole"], check=True, env=THREADS, capture_output=True)
+    kills = 0
+    for k in range(12):
+        p = subprocess.Popen([*COMMAND, "--out", tmp_path/"part"], env=THREADS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started, before = time.time(), done(tmp_path/"part")
+        while p.poll() is None and done(tmp_path/"part") < before+2 and time.time()-started < 60: time.sleep(0.01)
+        time.sleep(0.013*k)                                       # a different moment within the epoch each time
+        if p.poll() is None: p.send_signal(signal.SIGKILL); kills += 1
+        p.wait()
+        if p.returncode == 0: break
+    else: pytest.fail("the run never finished")
+    assert kills >= 2
+    a, b = (read_checkpoint(tmp_path/n) for n in ("whole", "part"))
+    assert a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0])
+    assert "track.threatening" in a[0] and len(a[0]["track.runner_up"]) == 14
+    strip = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
+    assert strip(a[1]["history"]) == strip(b[1]["history"])
+
+
+def done(folder):
+    try: return len(read_checkpoint(folder)[1]["history"])
+    except InputError: return 0
+
+
+def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    run = fit("digits", **TINY, out=tmp_path/"r")
+    before = (tmp_path/"r"/"checkpoint.safetensors").read_bytes()
+
+    def half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train, "save_file", half)
+    with pytest.raises(KeyboardInterrupt): train.save_checkpoint(tmp_path/"r"/"checkpoint.safetensors", run.model, {})
+    assert (tmp_path/"r"/"checkpoint.safetensors").read_bytes() == before and not list((tmp_path/"r").glob("*.tmp"))
+
+
+def test_ctrl_c_returns_what_was_learned_and_the_run_goes_on_later(tmp_path, monkeypatch, tiny_run):
+    steps = 0
+    original = train.train_step
+
+    def stop_later(*a, **k):
+        nonlocal steps
+        steps += 1
+        if steps == 8: raise KeyboardInterrupt                    # in the second epoch
+        return original(*a, **k)
+    monkeypatch.setattr(train, "train_step", stop_later)
+    run = fit("digits", **TINY, out=tmp_path/"r")
+    assert run.interrupted and len(run.history) == 1 and run.model.pair_bound()
+    monkeypatch.setattr(train, "train_step", original)
+    assert torch.equal(weights(fit("digits", **TINY, out=tmp_path/"r").model), weights(tiny_run.model))
+
+
+def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    original, steps = train.train_step, 0
+
+    def poison(*a, **k):
+        nonlocal steps
+        steps += 1
+        out = original(*a, **k)
+        return out*float("nan") if steps == 15 else out
+    monkeypatch.setattr(train, "train_step", poison)
+    with pytest.raises(Diverged, match=r"epoch 3.*last good checkpoint.*epoch 2"): fit("digits", **TINY, out=tmp_path/"r")
+    assert done(tmp_path/"r") == 2 and all(v.isfinite().all() for v in read_checkpoint(tmp_path/"r")[0].values())
+
+
+def test_nothing_is_written_without_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit("digits", **TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_another_run_or_other_things_is_refused(tmp_path, tiny_run):
+    before = {p.name: p.read_bytes() for p in tiny_run.path.iterdir()}
+    for change, words in [(dict(epochs=4), "epochs is 3 there and 4 here"), (dict(lr=.5), "lr is"), (dict(model="L1W16"), "L1W8"), (dict(seed=5), "seed is 0 there")]:
+        with pytest.raises(InputError, match=words): fit("digits", **{**TINY, **change}, out=tiny_run.path)
+    assert {p.name: p.read_bytes() for p in tiny_run.path.iterdir()} == before
+    (tmp_path/"thesis.tex").write_text("chapter 1")
+    with pytest.raises(InputError, match="not empty and holds no run"): fit("digits", **TINY, out=tmp_path)
+    with pytest.raises(InputError, match="is a file"): fit("digits", **TINY, out=tmp_path/"thesis.tex")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_other_data_under_the_same_name_are_refused(tiny_run, digits):
+    other = dataclasses.replace(digits, train=digits.train.subset(slice(0, 500)))
+    with pytest.raises(InputError, match="other data"): fit(other, **TINY, out=tiny_run.path)
+
+
+def test_checkpoints_that_cannot_be_used_say_why(tmp_path, tiny_run):
+    data = (tiny_run.path/"checkpoint.safetensors").read_bytes()
+    bad = tmp_path/"checkpoint.safetensors"
+    for cut in (0, 5, len(data)//2, len(data)-1):
+        bad.write_bytes(data[:cut])
+        with pytest.raises(InputError, match="truncated or damaged"): load_run(bad)
+    save_file(dict(x=torch.ones(1)), bad)
+    with pytest.raises(InputError, match="not one that liresnet_nb wrote"): load_run(bad)
+    tensors, meta = read_checkpoint(tiny_run.path)
+    save_file(tensors, bad, dict(liresnet_nb=json.dumps({**meta, "format": 99, "version": "9.0"})))
+    with pytest.raises(InputError, match="format 99 .liresnet_nb 9.0"): load_run(bad)
+    save_file(tensors, bad, dict(liresnet_nb=json.dumps({**meta, "model": {**meta["model"], "width": 16}})))
+    with pytest.raises(InputError, match="another architecture"): load_run(bad)
+    save_file({**tensors, "model.head.bias": tensors["model.head.bias"]*math.nan}, bad, dict(liresnet_nb=json.dumps(meta)))
+    with pytest.raises(InputError, match="NaN or infinity in head.bias"): load_run(bad)
+    with pytest.raises(InputError, match="no checkpoint at"): load_run(tmp_path/"nowhere")
+
+
+def test_checkpoints_are_not_pickles(tiny_run, monkeypatch):
+    import pickle
+    def never(*a, **k): raise AssertionError("unpickled")
+    monkeypatch.setattr(pickle, "load", never)
+    monkeypatch.setattr(pickle, "loads", never)
+    monkeypatch.setattr(torch, "load", never)
+    assert torch.equal(weights(load_run(tiny_run.path).model), weights(tiny_run.model))
+
+
+@pytest.mark.parametrize("fields, words", [
+    (dict(epoch=3), "did you mean 'epochs'"), (dict(epochs=0), "epochs is 0"), (dict(epochs=2.5), "whole number"), (dict(batch=0), "batch is 0"), (dict(lr=-1.), "lr is"), (dict(lr=math.nan), "lr is"),
+    (dict(epsilon=-.1), "epsilon is"), (dict(epsilon=math.nan), "epsilon is"), (dict(epsilon=0.), "epsilon is"), (dict(loss="ema"), "did you mean 'emma'"), (dict(model="ResNet50"), "wanted LxWy"),
+    (dict(dtype="float16"), "unknown dtype"), (dict(device="gpu"), "unknown device"), (dict(device="cuda:9"), "not on this machine"), (dict(warmup=99.), "warmup"), (dict(shift=-1), "shift"), (dict(clip=0.), "clip"),
+    (dict(held_out="train"), "held_out"), (dict(task="digit"), "did you mean 'digits'"), (dict(task="folder"), "needs data_dir"), (dict(power_steps=0), "power_steps")])
+def test_bad_settings_are_refused_and_nothing_is_written(fields, words, tmp_path):
+    if fields.get("device") == "cuda:9" and torch.cuda.device_count() > 9: pytest.skip("ten GPUs here")
+    with pytest.raises(InputError, match=words): fit(**{**TINY, "task": "digits", **fields}, out=tmp_path/"r")
+    assert not (tmp_path/"r").exists()
+
+
+def test_plain_training_accepts_epsilon_zero():
+    assert fit("digits", **{**TINY, "epochs": 1}, loss="cross_entropy", epsilon=0.).config.epsilon == 0
+
+
+def test_a_model_that_does_not_fit_the_task_is_refused(digits):
+    with pytest.raises(InputError, match="tells 4 classes apart"): fit(digits, build_model("L1W8", (1, 8, 8), 4), progress=False)
+    with pytest.raises(InputError, match="takes .1, 16, 16."): fit(digits, build_model("L1W8", (1, 16, 16), 10), progress=False)
+
+
+class Halve(LipschitzLayer):
+    "A layer of the user's own."
+    def forward(self, x): return x/2
+    def lipschitz_est(self, known): return torch.tensor(0.5)
+    def lipschitz_bound(self):
+        from liresnet_nb.bounds import Bound
+        return Bound(0.5, "it halves")
+
+
+def own_model():
+    torch.manual_seed(0)
+    return GloroNet([Centre(), Flatten(), Dense(4, 8), Halve(), MinMax()], NormalizedHead(8, 3), (1, 2, 2))
+
+
+def test_a_task_and_a_model_of_ones_own(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(300) % 3
+    raw = (torch.eye(4)[y]*200+30*torch.rand(300, 4, generator=g)).to(torch.uint8).reshape(300, 1, 2, 2)
+    data = ImageSet(raw, y)
+    task = Task("corners", data, data, ("a", "b", "c"), 0.05)
+    run = fit(task, own_model(), epochs=30, batch=50, lr=1e-2, device="cpu", progress=False, out=tmp_path/"own")
+    assert run.history.train_acc.iloc[-1] == 1 and run.config.task == "corners"
+    with pytest.raises(InputError, match="model of your own"): load_run(tmp_path/"own")
+    assert torch.equal(weights(load_run(tmp_path/"own", own_model()).model), weights(run.model))
+
+
+def test_the_config_prints_a_command_that_means_the_same_run():
+    config = make_config("digits", seed=3, epochs=7, track=True)
+    words = config.command(gpus=4, out="runs/x").split()
+    assert words[:5] == ["torchrun", "--standalone", "--nproc_per_node=4", "-m", "liresnet_nb.train"]
+    import argparse
+
+    from liresnet_nb.core import add_flags
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--preset"); parser.add_argument("--out")
+    add_flags(parser, TrainConfig)
+    fields = vars(parser.parse_args(words[5:]))
+    assert fields.pop("out") == "runs/x" and make_config(fields.pop("task"), fields.pop("preset"), **fields) == config
+
+
+def test_two_processes_give_the_run_of_one(tmp_path):
+    flags = ["--task", "digits", "--model", "L1W8", "--epochs", "2", "--batch", "257", "--device", "cpu", "--preset", "paper", "--lr", "0.003"]
+    run = lambda launch, out: subprocess.run([*launch, "-m", "liresnet_nb.train", *flags, "--out", out], check=True, env=THREADS, capture_output=True, text=True)
+    run([sys.executable], tmp_path/"one")
+    run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], tmp_path/"two")
+    (a, ma), (b, mb) = (read_checkpoint(tmp_path/n) for n in ("one", "two"))
+    for k in a: torch.testing.assert_close(a[k], b[k], rtol=2e-3, atol=2e-4)
+    assert [r["train_acc"] for r in ma["history"]] == pytest.approx([r["train_acc"] for r in mb["history"]], abs=2e-3)
+
+
+def test_bfloat16_trains_with_float32_constants():
+    run = fit("digits", **{**TINY, "dtype": "bfloat16"})
+    assert all(p.dtype == torch.float32 for p in run.model.parameters()) and run.history.loss.isna().sum() == 0
+
+
+def test_the_command_line(tmp_path, capsys):
+    assert train.main(["--task", "digits", "--model", "L1W8", "--epochs", "1", "--epsilon", "36/255", "--device", "cpu", "--out", str(tmp_path/"r")]) == 0
+    assert "next: liresnet-certify" in capsys.readouterr().out and load_run(tmp_path/"r").config.epsilon == 36/255
+    assert train.main(["--task", "digts", "--out", str(tmp_path/"s")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "did you mean 'digits'" in err and not (tmp_path/"s").exists()
+    with pytest.raises(SystemExit): train.main(["--help"])
+    text = capsys.readouterr().out
+    assert all("--"+f.name.replace("_", "-") in text for f in dataclasses.fields(TrainConfig)) and "l2 radius" in text
+
+
