@@ -8,7 +8,7 @@ __all__ = ['ROUNDING', 'ONE', 'Bound', 'product', 'matrix_bound', 'polyphase', '
 
 # %% ../nbs/03_bounds.ipynb #724173d8
 import functools, math, sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import torch
 from torch import Tensor
 from .core import InputError, choose

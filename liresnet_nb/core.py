@@ -7,7 +7,7 @@ __all__ = ['InputError', 'choose', 'number', 'check_epsilon', 'generator', 'seed
            'atomic_path', 'check_images', 'check_labels', 'from_dict', 'add_flags', 'run_command']
 
 # %% ../nbs/00_core.ipynb #8ad29a74
-import contextlib, dataclasses, difflib, hashlib, os
+import argparse, contextlib, dataclasses, difflib, hashlib, os, sys
 from fractions import Fraction
 from pathlib import Path
 import torch
@@ -148,7 +148,6 @@ def add_flags(
     cls,                 # a dataclass whose fields become `--flags`
 ):
     "One flag a field, its help from the field's comment; a flag not given leaves no trace in the result."
-    import argparse
     notes = docments(cls, full=True)
     for f in dataclasses.fields(cls):
         kind = str(f.type if isinstance(f.type, str) else getattr(f.type, "__name__", f.type)).replace("|None", "").replace(" | None", "")
@@ -165,7 +164,6 @@ def run_command(
     argv=None,           # the words of the command line; None: the process's own
 )->int:                  # exit status: 0, or 2 after an `InputError`
     "Parse `argv`, call `main`, print an `InputError` as one line."
-    import sys
     try:
         main(parser.parse_args(argv))
         return 0

@@ -120,7 +120,8 @@ def split_valid(
 )->tuple[ImageSet,ImageSet]: # the rest, and the validation set
     "Hold out a stratified `share` of the training set; the same images every time."
     from sklearn.model_selection import train_test_split
-    rest, valid = train_test_split(np.arange(len(train)), test_size=share, stratify=train.labels.cpu().numpy(), random_state=0)
+    try: rest, valid = train_test_split(np.arange(len(train)), test_size=share, stratify=train.labels.cpu().numpy(), random_state=0)
+    except ValueError as e: raise InputError(f"cannot hold out {share:.0%} of {len(train)} images with every class on both sides ({e})".replace("%", " %")) from None
     return train.subset(torch.from_numpy(rest)), train.subset(torch.from_numpy(valid))
 
 def _digits(**_):
@@ -353,7 +354,7 @@ class StreamSet:
     size:int=224        # edge of the crop, pixels
     resize:int=256      # short side before the crop, pixels
     device:str="cpu"    # where batches go
-    workers:int=4       # decoding processes
+    workers:int=min(4, os.cpu_count() or 1) # decoding processes
     def __len__(self): return len(self.files)
     @property
     def image_shape(self): return (3, self.size, self.size)

@@ -7,7 +7,7 @@ __all__ = ['PRETRAINED', 'load_pretrained', 'certify', 'wilson', 'nearest_neighb
            'show', 'main']
 
 # %% ../nbs/09_evaluate.ipynb #d4753153
-import argparse, hashlib, shutil, tempfile, time, urllib.error
+import argparse, hashlib, time, urllib.error
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,12 +16,12 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, full_precision, number, pick_device, run_command
+from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, full_precision, run_command
 from .data import ImageSet, Task, data_home, load_task
 from .bounds import PairBound
 from .model import GloroNet
 from .margins import certified_radius, check_logits, vra
-from .train import Run, TrainConfig, load_run
+from .train import Run, load_run
 
 # %% ../nbs/09_evaluate.ipynb #848abde4
 PRETRAINED = dict(digits="digits.safetensors")   # files in liresnet_nb/pretrained

@@ -9,7 +9,7 @@ __all__ = ['LOSSES', 'cross_entropy', 'gloro', 'trades', 'emma', 'emma_adaptive'
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import InputError, choose
+from .core import choose
 from .margins import bot_logit
 
 # %% ../nbs/07_losses.ipynb #bd6905ec

@@ -8,7 +8,7 @@ __all__ = ['check_logits', 'margins', 'certified_radius', 'bot_logit', 'threaten
 # %% ../nbs/06_margins.ipynb #895f20a6
 import torch
 from torch import Tensor
-from .core import InputError, check_epsilon, check_labels
+from .core import InputError, check_epsilon
 from .bounds import PairBound
 
 # %% ../nbs/06_margins.ipynb #04903a15
@@ -42,7 +42,8 @@ def certified_radius(
     pair_bound:PairBound,    # proved constants of logit j minus logit i, [m,m], logits per unit pixel-l2
 )->Tensor:                   # l2 radius, [B], float64 on the CPU, [0,1] pixels; 0 at a tie, infinity where nothing can catch up
     "Radius within which the prediction cannot change (GloRo, arXiv:2102.08452)."
-    K, f = _matrix(pair_bound, logits), check_logits(logits.detach()).to("cpu", torch.float64)
+    f = check_logits(logits.detach()).to("cpu", torch.float64)
+    K = _matrix(pair_bound, logits)
     pred = f.argmax(1)
     gap, rows = margins(f), K[pred]
     ratio = torch.where(gap > 0, gap/rows, 0.)            # a positive margin over a zero constant is infinite

@@ -8,7 +8,7 @@ __all__ = ['ModelConfig', 'parse_name', 'model_config', 'GloroNet', 'stem_shape'
 # %% ../nbs/05_model.ipynb #d4ad9450
 import re
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from .core import InputError, choose, full_precision, seeded
@@ -128,7 +128,7 @@ class GloroNet(nn.Module):
         finally:
             for op, v in kept.items(): op.power_vector.copy_(v)
         rows = []
-        for k, (layer, (name, bound)) in enumerate(zip(self.body, (self.pair_bound() if proved is None else proved).layers)):
+        for layer, (name, bound) in zip(self.body, (self.pair_bound() if proved is None else proved).layers):
             inside = [residuals[op] for op in layer.modules() if op in residuals]
             rows.append(dict(layer=name, estimate=layer.lipschitz_est(known).item(), residual=max(inside, default=0.), bound=bound.value, proof=bound.proof))
         return rows

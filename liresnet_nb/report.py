@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.io as pio
 import torch
 import liresnet_nb
-from .core import InputError, atomic_path, check_epsilon, run_command
+from .core import atomic_path, check_epsilon, run_command
 from .data import ImageSet, Task, load_task
 from .model import n_parameters
 from .train import Run

@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'PAPER', 'FORMAT', 'epsilon_at', 'lr_at', 'TrainConfig', '
 
 # %% ../nbs/08_train.ipynb #27c4f854
 import argparse, contextlib, dataclasses, functools, json, math, os, shlex, time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import pandas as pd
 import torch
@@ -22,7 +22,7 @@ from .core import InputError, add_flags, atomic_path, check_epsilon, choose, fro
 from .data import TASKS, Augment, Task, load_task
 from .losses import get_loss
 from .margins import runner_up, threatening_class, vra_estimate
-from .model import GloroNet, LiResNet, ModelConfig, build_model, n_parameters, parse_name
+from .model import GloroNet, LiResNet, ModelConfig, build_model, parse_name
 
 # %% ../nbs/08_train.ipynb #09b73402
 def epsilon_at(

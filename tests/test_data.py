@@ -123,16 +123,17 @@ def test_tiny_imagenet_layout(tmp_path):
 
 
 def test_imagenet_streams_with_the_same_interface(tmp_path):
-    make_folder(tmp_path, parts=("train", "val"), size=40, ext="JPEG", n=4)
+    make_folder(tmp_path, parts=("train", "val"), size=40, ext="JPEG", n=8)
     task = load_task("imagenet", data_dir=tmp_path, size=32)
     assert isinstance(task.train, StreamSet) and task.image_shape == (3, 32, 32)
     got = [(x.shape, y.tolist(), i.tolist()) for x, y, i in task.test.batches(5)]
-    assert sum((i for _, _, i in got), []) == list(range(12)) and got[0][0] == (5, 3, 32, 32)
+    assert sum((i for _, _, i in got), []) == list(range(24)) and got[0][0] == (5, 3, 32, 32)
     one = {int(i): x for xb, _, index in task.train.epoch(8, 0, 1, Augment(flip=True)) for x, i in zip(xb, index)}
     two = {int(i): x for r in (0, 1) for xb, _, index in task.train.epoch(8, 0, 1, Augment(flip=True), r, 2) for x, i in zip(xb, index)}
-    assert one.keys() == two.keys() == set(range(12)) and all(torch.equal(one[i], two[i]) for i in one)
+    assert one.keys() == two.keys() == set(range(24)) and all(torch.equal(one[i], two[i]) for i in one)
     valid = split_valid(task.train)
-    assert len(valid[1]) == 2
+    assert len(valid[1]) == 4
+    with pytest.raises(InputError, match="15 % of 6 images"): split_valid(task.train.subset([0, 1, 8, 9, 16, 17]))
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

@@ -55,7 +55,7 @@ def test_notebooks_are_chapters(path):
         source = "".join(c["source"])
         lines = [line for line in source.splitlines() if line and not line.startswith(("#", " "))]
         imports = [line for line in lines if line.startswith(("import ", "from "))]
-        assert not imports or len(imports) == len(lines) or "(" in source.split(imports[-1])[0][-1:] or all(line.startswith(("import ", "from ", ")")) for line in lines), f"imports share a cell with code: {source[:80]}"
+        assert not imports or len(imports) == len(lines), f"imports share a cell with code: {source[:80]}"
 
 
 def test_numbers_as_people_write_them():

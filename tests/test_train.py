@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from liresnet_nb import train
 from liresnet_nb.core import InputError
-from liresnet_nb.data import Augment, ImageSet, Task, load_task
+from liresnet_nb.data import Augment, ImageSet, Task
 from liresnet_nb.layers import Centre, Dense, Flatten, LipschitzLayer, MinMax, NormalizedHead
 from liresnet_nb.model import GloroNet, build_model
 from liresnet_nb.train import Diverged, TrainConfig, epsilon_at, fit, load_run, lr_at, make_config, read_checkpoint
@@ -63,7 +63,7 @@ def test_the_shipped_defaults_learn(digits):
 
 @pytest.mark.parametrize("loss", ["gloro", "trades", "emma", "emma_adaptive", "cross_entropy"])
 def test_every_loss_trains(loss):
-    run = fit("digits", **{**TINY, "epochs": 4, "loss": loss, "lr": 1e-2, "batch": 128})
+    run = fit("digits", **{**TINY, "model": "L1W16", "epochs": 8, "loss": loss, "batch": 64, "shift": 0})
     assert run.history.train_acc.iloc[-1] > 0.5 and run.history.loss.isna().sum() == 0
 
 
