@@ -14,8 +14,9 @@ from torch import Tensor
 from .core import InputError, choose
 from .lipschitz import operator_matrix
 
-# %% ../nbs/03_bounds.ipynb #851c2e8a
-ROUNDING = 1e-9   # relative; stands for the rounding of float64 in every constant, orders of magnitude above n·2⁻⁵³ for n ≤ 10⁵
+# %% ../nbs/03_bounds.ipynb #ec8fa4ef
+# relative; for the rounding of float64 in every constant: far above n·2⁻⁵³ for n ≤ 10⁵
+ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Bound:
@@ -23,15 +24,19 @@ class Bound:
     value:float     # outputs per unit of input, both in l2
     proof:str       # how it was proved
     def __post_init__(self):
+        found = f"a Lipschitz bound came out as {self.value} ({self.proof})"
         if not math.isfinite(self.value) or self.value < 0:
-            raise InputError(f"a Lipschitz bound came out as {self.value} ({self.proof}): the weights are not finite, or too large to bound")
+            raise InputError(f"{found}: the weights are not finite, or too large to bound")
         if 0 < self.value < sys.float_info.min:
-            raise InputError(f"a Lipschitz bound came out as {self.value} ({self.proof}): too small to be represented; rescale the layer")
+            raise InputError(f"{found}: too small to be represented; rescale the layer")
     def __mul__(self, other:"Bound")->"Bound":
         value = self.value*other.value
-        if value == 0 < min(self.value, other.value): raise InputError(f"the product of bounds {self.value} and {other.value} underflows: rescale the layers")
+        if value == 0 < min(self.value, other.value):
+            found = f"the product of bounds {self.value} and {other.value}"
+            raise InputError(f"{found} underflows: rescale the layers")
         return Bound(value*(1+ROUNDING), f"{self.proof} · {other.proof}")
-    def __add__(self, other:"Bound")->"Bound": return Bound((self.value+other.value)*(1+ROUNDING), f"{self.proof} + {other.proof}")
+    def __add__(self, other:"Bound")->"Bound":
+        return Bound((self.value+other.value)*(1+ROUNDING), f"{self.proof} + {other.proof}")
 
 def product(
     bounds,         # `Bound`s, in any order
@@ -44,14 +49,17 @@ ONE = Bound(1., "1-Lipschitz")
 # %% ../nbs/03_bounds.ipynb #8bc4b290
 def _checked(kernel):
     "`kernel` in float64 on the CPU, or an error for weights that are not finite"
-    if not torch.isfinite(kernel).all(): raise InputError(f"weights of shape {list(kernel.shape)} hold NaN or infinity: nothing can be proved about them")
-    return kernel.detach().to("cpu", torch.float64)
+    if not torch.isfinite(kernel).all():
+        found = f"weights of shape {list(kernel.shape)} hold NaN or infinity"
+        raise InputError(f"{found}: nothing can be proved about them")
+    return kernel.detach().cpu().double()
 
 def matrix_bound(
     matrix:Tensor,      # [O,I]
 )->Bound:
     "‖A‖₂ by SVD in float64."
-    return Bound(torch.linalg.svdvals(_checked(matrix))[0].item()*(1+ROUNDING), f"SVD {matrix.shape[0]}×{matrix.shape[1]}")
+    top = torch.linalg.svdvals(_checked(matrix))[0].item()
+    return Bound(top*(1+ROUNDING), f"SVD {matrix.shape[0]}×{matrix.shape[1]}")
 
 # %% ../nbs/03_bounds.ipynb #ae8a995c
 def polyphase(
@@ -65,14 +73,18 @@ def polyphase(
     padded = torch.nn.functional.pad(kernel, (0, t*stride-k)*2)
     return padded.reshape(O, I, t, stride, t, stride).permute(0, 1, 3, 5, 2, 4).reshape(O, -1, t, t)
 
+# %% ../nbs/03_bounds.ipynb #32e6c11f
 def oversampling(
     taps:int,           # k, kernel edge
     grid:int,           # N, frequencies along each axis
 )->float:               # ≥ 1
     "By how much a maximum may exceed the grid's: 1/cos(π(k−1)/2N)²."
-    if grid < taps: raise InputError(f"a grid of {grid} frequencies cannot hold a kernel of {taps} taps: wanted at least {taps}")
+    if grid < taps:
+        found = f"a grid of {grid} frequencies cannot hold a kernel of {taps} taps"
+        raise InputError(f"{found}: wanted at least {taps}")
     return 1/math.cos(math.pi*(taps-1)/(2*grid))**2
 
+# %% ../nbs/03_bounds.ipynb #221c8846
 def symbol_bound(
     kernel:Tensor,      # [O,I,k,k]
     stride:int=1,       # of the convolution; its padding is zeros, any amount, any input size
@@ -86,7 +98,8 @@ def symbol_bound(
     biggest = kernel.abs().max().item()
     if biggest == 0: return Bound(0., "all weights are zero")
     scale = 2.**math.floor(math.log2(biggest))      # a power of two: dividing by it rounds nothing
-    M = torch.fft.rfft2(kernel/scale, s=(grid, grid)).flatten(2).permute(2, 0, 1)   # half the plane: M(−θ) is the conjugate
+    M = torch.fft.rfft2(kernel/scale, s=(grid, grid))       # half the plane: M(−θ) is the conjugate
+    M = M.flatten(2).permute(2, 0, 1)
     for part in M.split(max(1, 2**24//(O*I))):
         gram = part @ part.mH if O <= I else part.mH @ part
         top = max(top, torch.linalg.eigvalsh(gram)[:, -1].max().item())
@@ -122,8 +135,10 @@ class PairBound:
     image_shape:tuple       # (C,H,W) the constants hold for
     def __repr__(self):
         off = self.matrix[~torch.eye(len(self.matrix), dtype=torch.bool)]
-        return f"PairBound({len(self.matrix)} classes, sub_lipschitz {self.sub_lipschitz.value:.4g}, pairs {off.min():.4g} to {off.max():.4g})"
+        found = f"pairs {off.min():.4g} to {off.max():.4g}"
+        return f"PairBound({len(self.matrix)} classes, sub_lipschitz {self.sub_lipschitz.value:.4g}, {found})"
 
+# %% ../nbs/03_bounds.ipynb #1048e41c
 def pair_bound(
     rows:Tensor,            # head weights as applied, [m,D]
     layers,                 # (name, Bound) of each layer before the head
@@ -133,10 +148,14 @@ def pair_bound(
     rows = _checked(rows)
     if len(rows) < 2: raise InputError(f"the head has {len(rows)} class: wanted at least 2")
     zero = (rows == 0).all(1)
-    if zero.any(): raise InputError(f"head row {zero.nonzero()[0].item()} is all zeros: its class has no direction, so nothing is certified")
+    if zero.any():
+        row = zero.nonzero()[0].item()
+        raise InputError(f"head row {row} is all zeros: its class has no direction, so nothing is certified")
     sub = product([b for _, b in layers])
     distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     matrix = distance*sub.value*(1+2*ROUNDING)
-    if ((matrix < sys.float_info.min) & (distance > 0)).any() and sub.value > 0: raise InputError(f"pair constants underflow at a sub-network constant of {sub.value:.3g}: rescale the layers")
-    if not torch.isfinite(matrix).all(): raise InputError(f"pair constants overflow at a sub-network constant of {sub.value:.3g}: rescale the layers")
+    where = f"at a sub-network constant of {sub.value:.3g}: rescale the layers"
+    if ((matrix < sys.float_info.min) & (distance > 0)).any() and sub.value > 0:
+        raise InputError(f"pair constants underflow {where}")
+    if not torch.isfinite(matrix).all(): raise InputError(f"pair constants overflow {where}")
     return PairBound(matrix, sub, tuple(layers), tuple(image_shape))

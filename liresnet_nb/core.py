@@ -38,7 +38,8 @@ def number(
     "The number that `text` spells; fractions allowed."
     try: return float(Fraction(text.strip()) if isinstance(text, str) else text)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
-        raise InputError(f"cannot read {text!r} as a number: wanted something like 0.3, 1e-3 or 36/255") from None
+        wanted = "wanted something like 0.3, 1e-3 or 36/255"
+        raise InputError(f"cannot read {text!r} as a number: {wanted}") from None
 
 # %% ../nbs/00_core.ipynb #87a32cbd
 def check_epsilon(
@@ -76,10 +77,12 @@ def pick_device(
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try: device = torch.device(name)
-    except RuntimeError: raise InputError(f"unknown device {name!r}: wanted auto, cpu, cuda, cuda:N or mps") from None
-    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    there = there.get(device.type, False)
-    if there and device.type == "cuda" and device.index is not None: there = device.index < torch.cuda.device_count()
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}: wanted auto, cpu, cuda, cuda:N or mps") from None
+    usable = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    there = usable.get(device.type, False)
+    if there and device.type == "cuda" and device.index is not None:
+        there = device.index < torch.cuda.device_count()
     if not there: raise InputError(f"device {name!r} is not on this machine: use 'auto' or 'cpu'")
     return device
 
@@ -127,7 +130,8 @@ def check_images(
         low, high = (v.item() for v in images.detach().aminmax())
         if not (torch.isfinite(torch.tensor([low, high])).all()):
             raise InputError("images hold NaN or infinity: wanted pixels in [0,1]")
-        if low < 0 or high > 1: raise InputError(f"images hold pixels from {low:.4g} to {high:.4g}: wanted [0,1]")
+        if low < 0 or high > 1:
+            raise InputError(f"images hold pixels from {low:.4g} to {high:.4g}: wanted [0,1]")
     return images
 
 # %% ../nbs/00_core.ipynb #34feaa62
@@ -140,7 +144,8 @@ def check_labels(
         raise InputError(f"labels are {labels.dtype} of shape {list(labels.shape)}: wanted integers [B]")
     if labels.numel():
         low, high = (v.item() for v in labels.aminmax())
-        if low < 0 or high >= n_classes: raise InputError(f"labels run from {low} to {high}: wanted 0 to {n_classes-1}")
+        if low < 0 or high >= n_classes:
+            raise InputError(f"labels run from {low} to {high}: wanted 0 to {n_classes-1}")
     return labels
 
 # %% ../nbs/00_core.ipynb #3d7c3f21
@@ -164,11 +169,11 @@ def add_flags(
         kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", f.type)
         kind = str(kind).replace("|None", "").replace(" | None", "")
         flag, note = "--"+f.name.replace("_", "-"), str(notes[f.name].docment or "").replace("%", "%%")
-        if kind == "bool":
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=note)
+        how = dict(default=argparse.SUPPRESS, help=note)
+        if kind == "bool": parser.add_argument(flag, action=argparse.BooleanOptionalAction, **how)
         else:
-            read = dict(int=int, float=number, str=str)[kind]
-            parser.add_argument(flag, type=read, default=argparse.SUPPRESS, metavar=kind.upper(), help=note)
+            read, metavar = dict(int=(int, "N"), float=(number, "X"), str=(str, "NAME"))[kind]
+            parser.add_argument(flag, type=read, metavar=metavar, **how)
 
 # %% ../nbs/00_core.ipynb #39ffbbe1
 def run_command(
@@ -176,7 +181,9 @@ def run_command(
     parser,              # the argparse parser
     argv=None,           # the words of the command line; None: the process's own
 )->int:                  # exit status: 0, or 2 after an `InputError`
-    "Parse `argv`, call `main`, print an `InputError` as one line."
+    "Parse `argv`, call `main`, print what is wrong as one line."
+    def refuse(message): raise InputError(f"{message} (--help lists the flags)")
+    parser.error, parser.allow_abbrev = refuse, False
     try:
         main(parser.parse_args(argv))
         return 0

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFont, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, choose, generator
+from .core import InputError, check_images, check_labels, choose, generator
 
 # %% ../nbs/01_data.ipynb #5dd71e0f
 @dataclass(frozen=True)
@@ -47,27 +47,40 @@ def epoch_order(
     n:int,             # how many images
     seed:int,          # of the run
     epoch:int,         # which pass
-)->tuple[Tensor,Tensor]: # order [n] and augmentation draws [n,3], both on the CPU; row i of the draws belongs to image i
+)->tuple[Tensor,Tensor]: # order [n] and draws [n,3] on the CPU; row i of the draws belongs to image i
     "The shuffle and the augmentation draws of one epoch: a function of (seed, epoch) alone."
     return (torch.randperm(n, generator=generator(seed, "order", epoch)),
             torch.rand(n, 3, generator=generator(seed, "augment", epoch)))
 
-# %% ../nbs/01_data.ipynb #8925d7c9
+# %% ../nbs/01_data.ipynb #685a68d3
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "Labelled images in memory, one uint8 tensor; `raw/scale` are the pixels in [0,1]."
-    raw:Tensor         # uint8, [N,C,H,W]
+    raw:Tensor         # uint8, or float with scale 1, [N,C,H,W]
     labels:Tensor      # int64, [N]
     scale:float=255.   # value of a white pixel
 
+    def __post_init__(self):
+        if self.raw.ndim != 4 or len(self.raw) != len(self.labels):
+            found = f"images {list(self.raw.shape)} with {len(self.labels)} labels"
+            raise InputError(f"{found}: wanted [N,C,H,W] and N labels")
+        if self.raw.is_floating_point() and self.scale == 1: check_images(self.raw)
+        elif self.raw.dtype != torch.uint8:
+            found = f"images are {self.raw.dtype} with scale {self.scale:g}"
+            raise InputError(f"{found}: wanted uint8, or float with scale=1")
+        elif self.scale < 255 and len(self.raw) and self.raw.max() > self.scale:
+            found = f"a pixel is {self.raw.max().item()}, white is {self.scale:g}"
+            raise InputError(f"{found}: wanted 0 to {self.scale:g}")
     def __len__(self): return len(self.labels)
     @property
     def image_shape(self): return tuple(self.raw.shape[1:])
     def images(self, index=slice(None))->Tensor:
         "Pixels in [0,1] of the images at `index`, float32, [B,C,H,W]."
         return self.raw[index].float()/self.scale
-    def to(self, device)->"ImageSet": return replace(self, raw=self.raw.to(device), labels=self.labels.to(device))
-    def subset(self, index)->"ImageSet": return replace(self, raw=self.raw[index], labels=self.labels[index])
+    def to(self, device)->"ImageSet":
+        return replace(self, raw=self.raw.to(device), labels=self.labels.to(device))
+    def subset(self, index)->"ImageSet":
+        return replace(self, raw=self.raw[index], labels=self.labels[index])
 
     def fingerprint(self)->str:
         "SHA-256 over pixels and labels: two sets with one fingerprint are the same data."
@@ -77,7 +90,8 @@ class ImageSet:
 
     def batches(self, batch:int):
         "All images once, in order: `(images, labels, index)`."
-        for index in torch.arange(len(self), device=self.raw.device).split(batch): yield self.images(index), self.labels[index], index
+        for index in torch.arange(len(self), device=self.raw.device).split(batch):
+            yield self.images(index), self.labels[index], index
 
     def epoch(self,
         batch:int,                  # images in a step, over all processes
@@ -93,7 +107,7 @@ class ImageSet:
             index = index[rank::world]
             yield augment(self.images(index), draws[index]), self.labels[index], index
 
-# %% ../nbs/01_data.ipynb #685a68d3
+# %% ../nbs/01_data.ipynb #a0a8de9f
 @dataclass(frozen=True, eq=False)
 class Task:
     "A classification problem: where the images come from and what people certify on it."
@@ -105,30 +119,47 @@ class Task:
     augment:Augment=Augment() # what may be done to a training image
     held_out:str="test" # which of the two `test` is: "test" or "valid"
 
+    def __post_init__(self):
+        if len(self.classes) < 2:
+            raise InputError(f"{self.name} has {len(self.classes)} class: wanted at least two")
+        for part in (self.train, self.test):
+            if not len(part):
+                raise InputError(f"{self.name} has an empty part: wanted training and test images")
+            check_labels(part.labels, len(self.classes))
+        if self.train.image_shape != self.test.image_shape:
+            found = f"training images are {self.train.image_shape}, test images {self.test.image_shape}"
+            raise InputError(f"{found}: wanted one shape")
+
     @property
     def image_shape(self): return self.train.image_shape
     @property
     def n_classes(self): return len(self.classes)
     def __repr__(self):
+        shape = '×'.join(map(str, self.image_shape))
         return (f"Task({self.name}: {len(self.train)} training and {len(self.test)} {self.held_out} images "
-                f"of {'×'.join(map(str, self.image_shape))}, {self.n_classes} classes, epsilon {self.epsilon:.4g})")
+                f"of {shape}, {self.n_classes} classes, epsilon {self.epsilon:.4g})")
 
-# %% ../nbs/01_data.ipynb #a0a8de9f
+# %% ../nbs/01_data.ipynb #21be7738
 def split_valid(
     train:ImageSet,      # the training set
     share:float=0.15,    # what part of it to hold out
 )->tuple[ImageSet,ImageSet]: # the rest, and the validation set
     "Hold out a stratified `share` of the training set; the same images every time."
     from sklearn.model_selection import train_test_split
-    try: rest, valid = train_test_split(np.arange(len(train)), test_size=share, stratify=train.labels.cpu().numpy(), random_state=0)
-    except ValueError as e: raise InputError(f"cannot hold out {share:.0%} of {len(train)} images with every class on both sides ({e})".replace("%", " %")) from None
+    y = train.labels.cpu().numpy()
+    try: rest, valid = train_test_split(np.arange(len(y)), test_size=share, stratify=y, random_state=0)
+    except ValueError as e:
+        message = f"cannot hold out {share:.0%} of {len(train)} images with every class on both sides ({e})"
+        raise InputError(message.replace("%", " %")) from None
     return train.subset(torch.from_numpy(rest)), train.subset(torch.from_numpy(valid))
 
+# %% ../nbs/01_data.ipynb #6fcca2f5
 def _digits(**_):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
     found = load_digits()
-    train, test = train_test_split(np.arange(len(found.target)), test_size=0.25, stratify=found.target, random_state=0)
+    y = found.target
+    train, test = train_test_split(np.arange(len(y)), test_size=0.25, stratify=y, random_state=0)
     raw, labels = torch.from_numpy(found.images).to(torch.uint8)[:, None], torch.from_numpy(found.target).long()
     part = lambda index: ImageSet(raw[index], labels[index], scale=16.)
     return part(train), part(test), tuple("0123456789")
@@ -178,6 +209,7 @@ def glyph_atlas(
             atlas[c, f, top:top+ink.height, left:left+ink.width] = torch.from_numpy(np.array(ink))
     return atlas
 
+# %% ../nbs/01_data.ipynb #38791793
 def _poses(
     u:Tensor,           # uniform numbers in [0,1), [N,6]
 )->Tensor:              # affine maps, [N,2,3]
@@ -188,7 +220,7 @@ def _poses(
     second = torch.stack([shear*cos-sin, shear*sin+cos], 1)*scale[:, 1:]
     return torch.stack([first, second, 2*SHIFT*u[:, 4:6]], 2)
 
-# %% ../nbs/01_data.ipynb #e90768b1
+# %% ../nbs/01_data.ipynb #2133e0a7
 def draw_glyphs(
     n_classes:int,      # the first so many of `GLYPH_CLASSES`
     per_class:int,      # images of each
@@ -197,22 +229,26 @@ def draw_glyphs(
     seed:int=0,
 )->ImageSet:            # labels 0, 1, ..., n_classes−1, 0, 1, ...
     "White glyphs on black."
-    if not 2 <= n_classes <= len(GLYPH_CLASSES): raise InputError(f"n_classes is {n_classes}: glyphs have 2 to {len(GLYPH_CLASSES)} classes")
+    if not 2 <= n_classes <= len(GLYPH_CLASSES):
+        raise InputError(f"n_classes is {n_classes}: glyphs have 2 to {len(GLYPH_CLASSES)} classes")
     if size not in (16, 32): raise InputError(f"size is {size}: glyphs are drawn at 16 or 32 pixels")
     raw = torch.empty(per_class, n_classes, 1, size, size, dtype=torch.uint8)
     for c, fonts in enumerate(glyph_atlas(GLYPH_CLASSES[:n_classes])):
         g = generator("glyphs", seed, split, c)
         u, noise_key = torch.rand(per_class, 7, generator=g), generator("glyph noise", seed, split, c)
         glyph = fonts[(u[:, 6]*len(FONTS)).long(), None].float()
-        drawn = F.grid_sample(glyph, F.affine_grid(_poses(u), glyph.shape, align_corners=False), align_corners=False)
+        grid = F.affine_grid(_poses(u), glyph.shape, align_corners=False)
+        drawn = F.grid_sample(glyph, grid, align_corners=False)
         drawn = F.avg_pool2d(drawn, CANVAS//size)
         drawn = drawn/drawn.amax((2, 3), keepdim=True)+NOISE*torch.randn(drawn.shape, generator=noise_key)
         raw[:, c] = (drawn.clamp(0, 1)*255).round().byte()
     return ImageSet(raw.flatten(0, 1), torch.arange(n_classes).repeat(per_class))
 
+# %% ../nbs/01_data.ipynb #c792b1c6
 def _glyphs(n_classes=None, size=None, **_):
     n_classes, size = n_classes or 10, size or 16
-    return draw_glyphs(n_classes, 100, size, "train"), draw_glyphs(n_classes, 25, size, "test"), tuple(GLYPH_CLASSES[:n_classes])
+    train, test = draw_glyphs(n_classes, 100, size, "train"), draw_glyphs(n_classes, 25, size, "test")
+    return train, test, tuple(GLYPH_CLASSES[:n_classes])
 
 # %% ../nbs/01_data.ipynb #f2fa351e
 def confusions(
@@ -227,12 +263,13 @@ def confusions(
 
 # %% ../nbs/01_data.ipynb #34109e7a
 def _torchvision():
-    "torchvision, also where a CUDA wheel of it lies beside a CPU-only torch and its compiled operators cannot load."
+    "torchvision, also where a CUDA wheel lies beside a CPU-only torch and its operators cannot load."
     try: return importlib.import_module("torchvision")
     except RuntimeError as e:
         if "torchvision::" not in str(e): raise
         # torchvision registers shape functions for these two operators on import: declare them and try again
-        for op in ("nms", "qnms"): torch.library.define(f"torchvision::{op}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        declared = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        for op in ("nms", "qnms"): torch.library.define(f"torchvision::{op}", declared)
         for m in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]: del sys.modules[m]
         return importlib.import_module("torchvision")
 
@@ -240,18 +277,22 @@ def data_home()->Path:
     "Where data sets lie: the folder LIRESNET_DATA names, or `~/.cache/liresnet_nb`."
     return Path(os.environ.get("LIRESNET_DATA", Path.home()/".cache"/"liresnet_nb"))
 
+# %% ../nbs/01_data.ipynb #088bd218
 def _cifar(name, data_dir=None, **_):
     _torchvision()
     from torchvision.datasets import CIFAR10, CIFAR100
     cls, home = (CIFAR10 if name == "cifar10" else CIFAR100), Path(data_dir or data_home())
     try: sets = [cls(home, train=t, download=not (home/cls.base_folder).exists()) for t in (True, False)]
     except (urllib.error.URLError, RuntimeError, OSError) as e:
-        raise InputError(f"{name} is not in {home} and could not be downloaded ({e}): put {cls.url.rsplit('/')[-1]} "
-                         f"from {cls.url} there and unpack it, or name its folder with data_dir") from None
-    part = lambda s: ImageSet(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets))
+        raise InputError(f"{name} is not in {home} and could not be downloaded ({e}): "
+                         f"put {cls.url.rsplit('/')[-1]} from {cls.url} there and unpack it, "
+                         "or name its folder with data_dir") from None
+    def part(s):
+        pixels = torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(pixels, torch.tensor(s.targets))
     return part(sets[0]), part(sets[1]), tuple(sets[0].classes)
 
-# %% ../nbs/01_data.ipynb #e94654d7
+# %% ../nbs/01_data.ipynb #e681c606
 def class_subset(
     n_total:int,       # how many classes there are
     n_classes:int|None, # how many are wanted; None: all
@@ -262,6 +303,7 @@ def class_subset(
     if not 2 <= n_classes <= n_total: raise InputError(f"n_classes is {n_classes}: wanted 2 to {n_total}")
     return torch.randperm(n_total, generator=generator(seed, "classes"))[:n_classes].tolist()
 
+# %% ../nbs/01_data.ipynb #05a907be
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
 def list_folder(
@@ -269,15 +311,20 @@ def list_folder(
     classes:list|None=None, # which classes, in label order; None: all, sorted
 )->tuple[list,list,list]: # files, labels, class names
     "The image files below `folder/CLASS/`, at any depth, with their labels."
-    if not folder.is_dir(): raise InputError(f"no folder {folder}: wanted {folder.name}/CLASS/*.jpg below {folder.parent}")
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}: wanted {folder.name}/CLASS/*.jpg below {folder.parent}")
     classes = classes or sorted(d.name for d in folder.iterdir() if d.is_dir())
     missing = [c for c in classes if not (folder/c).is_dir()]
-    if missing: raise InputError(f"{folder} has no folder for class {missing[0]!r}: wanted one folder a class, as in the training part")
+    if missing:
+        wanted = "wanted one folder a class, as in the training part"
+        raise InputError(f"{folder} has no folder for class {missing[0]!r}: {wanted}")
     files = [[p for p in sorted((folder/c).rglob("*")) if p.suffix.lower() in SUFFIXES] for c in classes]
     empty = [c for c, f in zip(classes, files) if not f]
-    if empty: raise InputError(f"{folder/empty[0]} holds no image: wanted files ending in {', '.join(SUFFIXES)}")
+    if empty:
+        raise InputError(f"{folder/empty[0]} holds no image: wanted files ending in {', '.join(SUFFIXES)}")
     return [p for f in files for p in f], [k for k, f in enumerate(files) for _ in f], list(classes)
 
+# %% ../nbs/01_data.ipynb #989b4c7f
 def read_image(
     path,              # an image file
     size:int|None=None, # edge in pixels to resize the short side to, then crop; None: as it is
@@ -299,32 +346,40 @@ def read_image(
 
 def load_files(files, labels, size=None)->ImageSet:
     "Read image files into one tensor, in parallel, with a progress bar."
+    bar = dict(total=len(files), desc="reading images", disable=len(files) < 2000, leave=False)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        rows = list(tqdm(pool.map(lambda p: read_image(p, size), files), total=len(files), desc="reading images", disable=len(files) < 2000, leave=False))
+        rows = list(tqdm(pool.map(lambda p: read_image(p, size), files), **bar))
     odd = next((k for k, r in enumerate(rows) if r.shape != rows[0].shape), None)
     if odd is not None:
-        raise InputError(f"{files[odd]} is {tuple(rows[odd].shape[1:])} pixels, {files[0]} is {tuple(rows[0].shape[1:])}: give size to resize them")
+        one, other = (tuple(rows[k].shape[1:]) for k in (odd, 0))
+        raise InputError(f"{files[odd]} is {one} pixels, {files[0]} is {other}: give size to resize them")
     return ImageSet(torch.stack(rows), torch.tensor(labels))
 
-# %% ../nbs/01_data.ipynb #088bd218
+# %% ../nbs/01_data.ipynb #ba7b52e1
 def _root(name, data_dir, folder, parts, source):
     "The data set's folder, or an error that says what to put where."
     root = Path(data_dir) if data_dir else data_home()/folder
     missing = next((p for p in parts if not (root/p).exists()), None)
-    if missing: raise InputError(f"{name} not found: no {missing} in {root}; {source}, or name its folder with data_dir")
+    if missing:
+        found = f"{name} not found: no {missing} in {root}"
+        raise InputError(f"{found}; {source}, or name its folder with data_dir")
     return root
 
 def _folder(data_dir=None, n_classes=None, size=None, seed=2023, name="folder", **_):
-    if not data_dir: raise InputError("task 'folder' needs data_dir: a folder that holds train/CLASS/* and test/CLASS/*")
+    if not data_dir:
+        raise InputError("task 'folder' needs data_dir: a folder that holds train/CLASS/* and test/CLASS/*")
     root = _root(name, data_dir, "", ("train", "test"), "wanted train/CLASS/* and test/CLASS/*")
     names = list_folder(root/"train")[2]
     names = [names[k] for k in class_subset(len(names), n_classes, seed)]
     if len(names) < 2: raise InputError(f"{root}/train holds {len(names)} class: wanted at least 2")
     part = lambda p: load_files(*list_folder(root/p, names)[:2], size)
     train, test = part("train"), part("test")
-    if train.image_shape != test.image_shape: raise InputError(f"training images are {train.image_shape}, test images {test.image_shape}: give size")
+    if train.image_shape != test.image_shape:
+        found = f"training images are {train.image_shape}, test images {test.image_shape}"
+        raise InputError(f"{found}: give size")
     return train, test, tuple(names)
 
+# %% ../nbs/01_data.ipynb #c202f07e
 def _tiny_imagenet(data_dir=None, n_classes=None, size=None, seed=2023, **_):
     root = _root("tiny-imagenet", data_dir, "tiny-imagenet-200", ("train", "val/val_annotations.txt"),
                  "unpack tiny-imagenet-200.zip (cs231n.stanford.edu) there")
@@ -332,20 +387,23 @@ def _tiny_imagenet(data_dir=None, n_classes=None, size=None, seed=2023, **_):
     names = [names[k] for k in class_subset(len(names), n_classes, seed)]
     label = {c: k for k, c in enumerate(names)}
     files, labels, _ = list_folder(root/"train", names)
-    with open(root/"val"/"val_annotations.txt") as f: rows = [r[:2] for r in csv.reader(f, delimiter="\t") if len(r) > 1 and r[1] in label]
+    with open(root/"val"/"val_annotations.txt") as f:
+        rows = [r[:2] for r in csv.reader(f, delimiter="\t") if len(r) > 1 and r[1] in label]
     test = load_files([root/"val"/"images"/r[0] for r in rows], [label[r[1]] for r in rows], size or 64)
     return load_files(files, labels, size or 64), test, tuple(names)
 
 # %% ../nbs/01_data.ipynb #121d0150
 class _Files(torch.utils.data.Dataset):
     "Decodes `(index, row, column, coin)` into a cropped uint8 image; a coin below one half mirrors."
-    def __init__(self, files, labels, size, resize): self.files, self.labels, self.size, self.resize = files, labels, size, resize
+    def __init__(self, files, labels, size, resize):
+        self.files, self.labels, self.size, self.resize = files, labels, size, resize
     def __len__(self): return len(self.files)
     def __getitem__(self, key):
         index, row, col, coin = key
         img = read_image(self.files[index], self.size, (row, col), self.resize)
         return (img.flip(2) if coin < 0.5 else img), self.labels[index], index
 
+# %% ../nbs/01_data.ipynb #aec17941
 @dataclass(frozen=True, eq=False)
 class StreamSet:
     "Labelled image files, decoded as they are needed; the same interface as `ImageSet`."
@@ -365,28 +423,36 @@ class StreamSet:
     def fingerprint(self)->str:
         "SHA-256 over file names, sizes and labels."
         h = hashlib.sha256()
-        for p, y in zip(self.files, self.labels.tolist()): h.update(f"{p.parent.name}/{p.name} {p.stat().st_size} {y}\n".encode())
+        for p, y in zip(self.files, self.labels.tolist()):
+            h.update(f"{p.parent.name}/{p.name} {p.stat().st_size} {y}\n".encode())
         return h.hexdigest()
     def images(self, index)->Tensor:
         "Pixels in [0,1] of the central crops at `index`, float32, [B,C,H,W]."
         index = range(len(self))[index] if isinstance(index, slice) else torch.as_tensor(index).tolist()
-        return torch.stack([read_image(self.files[i], self.size, resize=self.resize) for i in index]).to(self.device).float()/255
+        images = [read_image(self.files[i], self.size, resize=self.resize) for i in index]
+        return torch.stack(images).to(self.device).float()/255
     def _load(self, steps):
-        loader = torch.utils.data.DataLoader(_Files(self.files, self.labels, self.size, self.resize), batch_sampler=steps,
-                                             num_workers=self.workers, pin_memory=torch.device(self.device).type == "cuda")
+        files = _Files(self.files, self.labels, self.size, self.resize)
+        how = dict(num_workers=self.workers, pin_memory=torch.device(self.device).type == "cuda")
+        loader = torch.utils.data.DataLoader(files, batch_sampler=steps, **how)
         for raw, labels, index in loader:
-            yield raw.to(self.device, non_blocking=True).float()/255, labels.to(self.device), index.to(self.device)
+            images = raw.to(self.device, non_blocking=True).float()/255
+            yield images, labels.to(self.device), index.to(self.device)
     def batches(self, batch):
         "All images once, in order, central crops: `(images, labels, index)`."
-        yield from self._load([[(i, .5, .5, 1.) for i in part.tolist()] for part in torch.arange(len(self)).split(batch)])
+        parts = torch.arange(len(self)).split(batch)
+        yield from self._load([[(i, .5, .5, 1.) for i in part.tolist()] for part in parts])
     def epoch(self, batch, seed, epoch, augment=Augment(), rank=0, world=1):
-        "One shuffled pass, random crops (and coins, if `augment.flip`): `(images, labels, index)` for this process's share."
+        "One shuffled pass, random crops (coins, if `augment.flip`): `(images, labels, index)` of this process."
         order, draws = epoch_order(len(self), seed, epoch)
         if not augment.flip: draws[:, 2] = 1.
-        yield from self._load([[(i, *draws[i].tolist()) for i in part[rank::world].tolist()] for part in order.split(batch)])
+        parts = [part[rank::world].tolist() for part in order.split(batch)]
+        yield from self._load([[(i, *draws[i].tolist()) for i in part] for part in parts])
 
+# %% ../nbs/01_data.ipynb #db7da0e4
 def _imagenet(data_dir=None, n_classes=None, size=None, seed=2023, **_):
-    root = _root("imagenet", data_dir, "imagenet", ("train", "val"), "wanted the ILSVRC2012 folders train/CLASS/* and val/CLASS/*")
+    root = _root("imagenet", data_dir, "imagenet", ("train", "val"),
+                 "wanted the ILSVRC2012 folders train/CLASS/* and val/CLASS/*")
     names = sorted(d.name for d in (root/"train").iterdir() if d.is_dir())
     names = [names[k] for k in class_subset(len(names), n_classes, seed)]
     size = size or 224
@@ -395,10 +461,10 @@ def _imagenet(data_dir=None, n_classes=None, size=None, seed=2023, **_):
         return StreamSet(files, torch.tensor(labels), size, round(size*256/224))
     return part("train"), part("val"), tuple(names)
 
-# %% ../nbs/01_data.ipynb #2803d902
+# %% ../nbs/01_data.ipynb #b3cc39db
 TASKS = dict(  # loader, usual epsilon, augmentation
     digits=(_digits, 0.3, Augment()),
-    glyphs=(_glyphs, 0.3, Augment()),
+    glyphs=(_glyphs, 0.5, Augment(shift=1)),
     cifar10=(functools.partial(_cifar, "cifar10"), 36/255, Augment(shift=4, flip=True)),
     cifar100=(functools.partial(_cifar, "cifar100"), 36/255, Augment(shift=4, flip=True)),
     folder=(_folder, 36/255, Augment(shift=4, flip=True)),
@@ -408,7 +474,7 @@ TASKS["imagenet"] = (_imagenet, 1.0, Augment(flip=True))
 
 def load_task(
     name:str="digits",      # one of `TASKS`
-    n_classes:int|None=None, # fewer classes than there are: the first of a seeded shuffle; glyphs: the first of the list
+    n_classes:int|None=None, # fewer classes: the first of a seeded shuffle; for glyphs, of the list
     size:int|None=None,     # edge of an image in pixels, where it can be chosen
     data_dir:str|None=None, # where the data lie, for sets on disk
     held_out:str="test",    # judge on "test", or on "valid": 15 % of the training set, for choosing settings
@@ -417,7 +483,8 @@ def load_task(
     load, epsilon, augment = TASKS[choose(name, TASKS, "task")]
     choose(held_out, ("test", "valid"), "held_out")
     if name in ("digits", "cifar10", "cifar100") and (n_classes or size):
-        raise InputError(f"{name} has its own classes and size: leave n_classes and size out, or take 'glyphs' or 'folder'")
+        instead = "leave n_classes and size out, or take 'glyphs' or 'folder'"
+        raise InputError(f"{name} has its own classes and size: {instead}")
     train, test, classes = load(n_classes=n_classes, size=size, data_dir=data_dir)
     if held_out == "valid": train, test = split_valid(train)
     return Task(name, train, test, classes, epsilon, augment, held_out)

@@ -16,7 +16,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, full_precision, run_command
+from .core import InputError, atomic_path, check_epsilon, check_images, check_labels
+from .core import full_precision, run_command
 from .data import ImageSet, Task, data_home, load_task
 from .bounds import PairBound
 from .model import GloroNet
@@ -35,7 +36,8 @@ def load_pretrained(
     source = str(source)
     if source in PRETRAINED: path = Path(str(files("liresnet_nb")/"pretrained"/PRETRAINED[source]))
     elif "://" in source:
-        if not sha256: raise InputError(f"{source} is downloaded only with its sha256=..., so that it is the file that was meant")
+        if not sha256:
+            raise InputError(f"{source} is downloaded only with its sha256=..., so that it is the file that was meant")
         path = data_home()/"checkpoints"/f"{sha256[:16]}.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,8 @@ def load_pretrained(
     else:
         path = Path(source)
         if not path.exists():
-            raise InputError(f"no pretrained model {source!r}: wanted {', '.join(PRETRAINED)}, the path of a checkpoint, or a URL")
+            names = ", ".join(PRETRAINED)
+            raise InputError(f"no pretrained model {source!r}: wanted {names}, the path of a checkpoint, or a URL")
     if sha256: _check_hash(path/"checkpoint.safetensors" if path.is_dir() else path, sha256, source)
     return load_run(path, device=device)
 
@@ -78,12 +81,13 @@ def _proved(model, pair_bound):
     if not isinstance(proved, PairBound):
         raise InputError(f"a certificate needs a PairBound (model.pair_bound()), not a {type(proved).__name__}")
     if proved.image_shape != tuple(model.image_shape):
-        raise InputError(f"the constants were proved for images {proved.image_shape}, the model takes {model.image_shape}")
+        raise InputError(f"the constants were proved for images {proved.image_shape}, "
+                         f"the model takes {model.image_shape}")
     return proved
 
 def _logits(model, images):
     "Class scores in full precision, checked, on the CPU in float64 (exact: no float32 is lost)"
-    with full_precision(): return check_logits(model(images.to(model.head.bias.device)).cpu().double())
+    with full_precision(): return check_logits(model(images.to(model.device)).cpu().double())
 
 def _rows(logits, proved):
     "A row an image: prediction, margin over the runner-up, certified radius"
@@ -184,9 +188,10 @@ def evaluate(
     constants = pd.DataFrame(model.constants(proved=proved))
     loose = proved.sub_lipschitz.value/constants.estimate.prod()
     seconds, rows = dict(constants=time.perf_counter()-clock[0], forward=0., certificates=0.), []
-    test = task.test.to(model.head.bias.device)
+    test = task.test.to(model.device)
     steps = -(-len(test)//batch)
-    for images, labels, index in tqdm(test.batches(batch), total=steps, desc="certifying", disable=not progress or steps <= 4, leave=False):
+    bar = dict(total=steps, desc="certifying", disable=not progress or steps <= 4, leave=False)
+    for images, labels, index in tqdm(test.batches(batch), **bar):
         check_images(images, model.image_shape); check_labels(labels, model.n_classes)
         clock = [time.perf_counter()]
         logits = _logits(model, images); clock.append(time.perf_counter())
@@ -204,20 +209,22 @@ def show(
     baseline:pd.DataFrame|None=None,  # a 1-nearest-neighbour table, to print beside it
 )->str:
     "An evaluation as text for the terminal."
-    c, took = run.config, result.seconds
-    head = ["epsilon", "VRA (proved)", "95 % interval", "estimate would claim"]+(["1-NN certificate"] if baseline is not None else [])
-    rows = [[f"{r.epsilon:.4g}", f"{r.vra:.1%}", f"{r.low:.1%} – {r.high:.1%}", f"{r.vra_est:.1%}"] for r in result.summary().itertuples()]
+    c, took, head = run.config, result.seconds, ["epsilon", "VRA (proved)", "95 % interval", "estimate would claim"]
+    rows = [[f"{r.epsilon:.4g}", f"{r.vra:.1%}", f"{r.low:.1%} – {r.high:.1%}", f"{r.vra_est:.1%}"]
+            for r in result.summary().itertuples()]
     if baseline is not None:
+        head.append("1-NN certificate")
         for row, share in zip(rows, vra_curve(baseline, result.epsilons).vra): row.append(f"{share:.1%}")
     told = result.constants[(result.constants.estimate != 1) | (result.constants.proof != "1-Lipschitz")]
     layers = [[r.layer, f"{r.estimate:.5f}", f"{r.residual:.1e}", f"{r.bound:.5f}", r.proof] for r in told.itertuples()]
-    layers += [["product", f"{result.constants.estimate.prod():.5f}", "", f"{result.pair_bound.sub_lipschitz.value:.5f}", ""]]
+    product = f"{result.constants.estimate.prod():.5f}", "", f"{result.pair_bound.sub_lipschitz.value:.5f}"
     return "\n".join([
         f"{c.task} ({len(result.table)} {c.held_out} images), {c.model}, {c.loss}, seed {c.seed}",
-        f"clean accuracy {result.clean_acc:.1%}   mean certified radius {result.mean_radius:.3f}", "", *_columns(head, rows), "",
-        *_columns(["layer", "estimate", "residual", "bound", "proof"], layers), "",
-        f"constants proved in {took['constants']:.1f} s; {took['forward']:.3f} s for the logits, {took['certificates']:.3f} s for the certificates",
-        CLAIM])
+        f"clean accuracy {result.clean_acc:.1%}   mean certified radius {result.mean_radius:.3f}", "",
+        *_columns(head, rows), "",
+        *_columns(["layer", "estimate", "residual", "bound", "proof"], [*layers, ["product", *product, ""]]), "",
+        f"constants proved in {took['constants']:.1f} s; "
+        f"{took['forward']:.3f} s for the logits, {took['certificates']:.3f} s for the certificates", CLAIM])
 
 CLAIM = "The claim holds in real arithmetic: the constants are proved, the rounding of the logits is not covered."
 
@@ -230,12 +237,14 @@ def _columns(head, rows):
 # %% ../nbs/09_evaluate.ipynb #3646fbe4
 def main(argv=None)->int:
     "The command `liresnet-certify`."
-    parser = argparse.ArgumentParser("liresnet-certify", description="Certify a trained run on its test images, print what is proved.")
-    parser.add_argument("run", metavar="RUN", help="folder of a run, a checkpoint file, or 'digits' for the model in the package")
-    parser.add_argument("--epsilon", nargs="+", metavar="E", help="l2 radii in [0,1] pixels, e.g. 0.3 36/255; the run's own if not given")
-    parser.add_argument("--data-dir", help="where the data lie, if not where the run found them")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    parser.add_argument("--table", help="CSV file for the rows; certified.csv in the run's folder if not given")
+    parser = argparse.ArgumentParser("liresnet-certify",
+                                     description="Certify a trained run on its test images, print what is proved.")
+    add = parser.add_argument
+    add("run", metavar="RUN", help="folder of a run, a checkpoint file, or 'digits' for the model in the package")
+    add("--epsilon", nargs="+", metavar="E", help="l2 radii in [0,1] pixels, e.g. 0.3 36/255; the run's own if not given")
+    add("--data-dir", metavar="FOLDER", help="where the data lie, if not where the run found them")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")
+    add("--table", metavar="FILE", help="CSV file for the rows; certified.csv in the run's folder if not given")
 
     def go(args):
         epsilons = [check_epsilon(e, zero=True) for e in args.epsilon] if args.epsilon else None

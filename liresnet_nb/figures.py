@@ -11,41 +11,53 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-# %% ../nbs/11_figures.ipynb #5ed30233
-PALETTE = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", orange="#E69F00", sky="#56B4E9", purple="#CC79A7", grey="#7F7F7F")  # Okabe & Ito: told apart by colour-blind readers
+# %% ../nbs/11_figures.ipynb #c1188071
+PALETTE = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", orange="#E69F00",
+               sky="#56B4E9", purple="#CC79A7", grey="#7F7F7F")
 
 def _style(fig, height=380, **layout):
-    return fig.update_layout(template="plotly_white", height=height, margin=dict(l=60, r=20, t=40, b=50), font=dict(size=13),
-                             legend=dict(orientation="h", y=1.08, x=0), **layout)
+    margin, legend = dict(l=60, r=20, t=40, b=50), dict(orientation="h", y=1.01, yanchor="bottom", x=0)
+    return fig.update_layout(template="plotly_white", height=height, margin=margin, font=dict(size=13),
+                             legend=legend, **layout)
 
 # %% ../nbs/11_figures.ipynb #9d6a7a50
 def plot_history(
     history:pd.DataFrame,   # a row an epoch, as `fit` returns it
 )->go.Figure:
     "Accuracy and estimated VRA in training; the radius asked for; the estimated constant."
-    fig = make_subplots(1, 3, subplot_titles=("on training images (%)", "radius asked for (pixel l2)", "sub_lipschitz, estimated"), horizontal_spacing=0.08)
-    x = history.epoch
-    fig.add_scatter(x=x, y=100*history.train_acc, name="accuracy", line_color=PALETTE["green"], row=1, col=1)
-    fig.add_scatter(x=x, y=100*history.train_vra_est, name="VRA (estimate)", line=dict(color=PALETTE["vermilion"], dash="dash"), row=1, col=1)
-    fig.add_scatter(x=x, y=history.epsilon_train, line_color=PALETTE["blue"], showlegend=False, row=1, col=2)
-    fig.add_scatter(x=x, y=history.sub_lipschitz_est, line_color=PALETTE["purple"], showlegend=False, row=1, col=3)
-    return _style(fig.update_xaxes(title="epoch"), 330)
+    titles = ("on training images (%)", "radius asked for (pixel l2)", "sub_lipschitz, estimated")
+    fig = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.08)
+    def line(column, k, color, scale=1, dash="solid", **how):
+        style = dict(color=PALETTE[color], dash=dash)
+        fig.add_scatter(x=history.epoch, y=scale*history[column], line=style, row=1, col=k, **how)
+    line("train_acc", 1, "green", 100, name="accuracy")
+    line("train_vra_est", 1, "vermilion", 100, "dash", name="VRA (estimate)")
+    line("epsilon_train", 2, "blue", showlegend=False)
+    line("sub_lipschitz_est", 3, "purple", showlegend=False)
+    fig = _style(fig.update_xaxes(title="epoch"), 350)
+    return fig.update_layout(margin_t=70, legend_y=1.12)    # the legend stands above the titles
 
 # %% ../nbs/11_figures.ipynb #77555e67
 def plot_vra(
-    curves:dict,            # name -> table with columns epsilon, vra, low, high; names that hold "estimate" are drawn dashed
+    curves:dict,            # name -> table: epsilon, vra, low, high; a name with "estimate" in it is dashed
     epsilon:float|None=None, # mark this radius
 )->go.Figure:
     "Verified-robust accuracy against the radius."
     fig, colors = go.Figure(), list(PALETTE.values())
-    usual = dict(proved=PALETTE["blue"]) | {n: PALETTE["vermilion"] for n in curves if "estimate" in n} | {n: PALETTE["grey"] for n in curves if "nearest" in n}
+    usual = dict(proved="blue") | {n: "vermilion" for n in curves if "estimate" in n}
+    usual |= {n: "grey" for n in curves if "nearest" in n}
     for k, (name, c) in enumerate(curves.items()):
-        color, dashed = usual.get(name, colors[k % len(colors)]), "estimate" in name
+        color, dashed = PALETTE[usual[name]] if name in usual else colors[k % len(colors)], "estimate" in name
         if not dashed:
-            fig.add_scatter(x=[*c.epsilon, *c.epsilon[::-1]], y=[*(100*c.high), *(100*c.low)[::-1]], fill="toself", fillcolor=color, opacity=0.15, line_width=0, hoverinfo="skip", showlegend=False)
-        fig.add_scatter(x=c.epsilon, y=100*c.vra, name=name, line=dict(color=color, dash="dash" if dashed else "solid"), hovertemplate="ε = %{x:.3g}: %{y:.1f} %")
+            x, y = [*c.epsilon, *c.epsilon[::-1]], [*(100*c.high), *(100*c.low)[::-1]]
+            band = dict(fill="toself", fillcolor=color, opacity=0.15, line_width=0)
+            fig.add_scatter(x=x, y=y, hoverinfo="skip", showlegend=False, **band)
+        line = dict(color=color, dash="dash" if dashed else "solid")
+        hover = "ε = %{x:.3g}: %{y:.1f} %"
+        fig.add_scatter(x=c.epsilon, y=100*c.vra, name=name, line=line, hovertemplate=hover)
     if epsilon is not None: fig.add_vline(x=epsilon, line_dash="dot", annotation_text=f"ε = {epsilon:.3g}")
-    return _style(fig, xaxis_title="radius ε (l2, pixels in [0,1])", yaxis=dict(title="VRA (%)", range=[0, 101]))
+    yaxis = dict(title="VRA (%)", range=[0, 101])
+    return _style(fig, xaxis_title="radius ε (l2, pixels in [0,1])", yaxis=yaxis)
 
 # %% ../nbs/11_figures.ipynb #2cb8df34
 def plot_constants(
@@ -55,9 +67,12 @@ def plot_constants(
     rows = constants[~((constants.estimate == 1) & (constants.bound == 1))]
     fig = go.Figure()
     for column, color, dash in (("bound", "blue", "solid"), ("estimate", "vermilion", "dash")):
-        fig.add_scatter(x=rows.layer, y=rows[column].cumprod(), name=f"product of the {column}s", mode="lines+markers", line=dict(color=PALETTE[color], dash=dash), customdata=rows[column],
+        line = dict(color=PALETTE[color], dash=dash)
+        fig.add_scatter(x=rows.layer, y=rows[column].cumprod(), name=f"product of the {column}s",
+                        mode="lines+markers", line=line, customdata=rows[column],
                         hovertemplate="this layer %{customdata:.4f}<br>product so far %{y:.4f}")
-    return _style(fig, 380, xaxis_title="layer", yaxis=dict(title="product so far", type="log"))
+    yaxis = dict(title="product so far", type="log", dtick="D2")
+    return _style(fig, 380, xaxis_title="layer", yaxis=yaxis)
 
 # %% ../nbs/11_figures.ipynb #193af408
 def plot_images(
@@ -67,17 +82,20 @@ def plot_images(
 )->go.Figure:
     "Images in a grid, each under its title."
     n = len(images); rows = -(-n//columns)
-    fig = make_subplots(rows, columns, subplot_titles=list(titles), horizontal_spacing=0.01, vertical_spacing=0.25/rows if rows > 1 else 0)
+    spacing = dict(horizontal_spacing=0.01, vertical_spacing=0.25/rows if rows > 1 else 0)
+    fig = make_subplots(rows, columns, subplot_titles=list(titles), **spacing)
     for k, img in enumerate(images):
         img = (img*255).round().byte().cpu().expand(3, -1, -1).permute(1, 2, 0).numpy()
         fig.add_trace(go.Image(z=img, hoverinfo="skip"), row=k//columns+1, col=k%columns+1)
     fig.update_xaxes(visible=False).update_yaxes(visible=False).update_annotations(font_size=12)
     return _style(fig, 20+150*rows)
 
+# %% ../nbs/11_figures.ipynb #f5856b03
 def extremes(
     table:pd.DataFrame,     # a row an image: index, label, pred, radius
     n:int=10,               # how many of each
 )->tuple[pd.DataFrame,pd.DataFrame]:  # least robust (wrong ones first), most robust
     "The rows with the smallest and the largest radius; a wrong prediction counts as less than 0."
-    order = table.assign(sign=table.radius.where(table.pred == table.label, -1-table.radius)).sort_values("sign", kind="stable").drop(columns="sign")
+    sign = table.radius.where(table.pred == table.label, -1-table.radius)
+    order = table.assign(sign=sign).sort_values("sign", kind="stable").drop(columns="sign")
     return order.head(n), order.tail(n)[::-1]

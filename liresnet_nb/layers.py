@@ -35,7 +35,8 @@ def check_layer(
     for method in ("lipschitz_est", "lipschitz_bound"):
         mine = getattr(type(layer), method, None)
         if mine is None or mine is getattr(LipschitzLayer, method):
-            raise InputError(f"layer {name} ({type(layer).__name__}) has no known Lipschitz constant: give it {method}(), as liresnet_nb.layers.LipschitzLayer describes")
+            found = f"layer {name} ({type(layer).__name__}) has no known Lipschitz constant"
+            raise InputError(f"{found}: give it {method}(), as liresnet_nb.layers.LipschitzLayer describes")
 
 # %% ../nbs/04_layers.ipynb #8a08aed9
 class OneLipschitz(LipschitzLayer):
@@ -54,7 +55,8 @@ class Flatten(OneLipschitz):
 class MinMax(OneLipschitz):
     "Channels k and k+C/2 become their max and their min (Anil et al., arXiv:1811.05381)."
     def forward(self, x:Tensor)->Tensor:
-        if x.shape[1] % 2: raise InputError(f"MinMax pairs channels and was given {x.shape[1]}: wanted an even number")
+        if x.shape[1] % 2:
+            raise InputError(f"MinMax pairs channels and was given {x.shape[1]}: wanted an even number")
         a, b = x.chunk(2, 1)
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
 
@@ -73,13 +75,16 @@ class LinearOperator(LipschitzLayer):
         self.register_buffer("power_vector", torch.randn(self.in_shape))
     def kernel(self)->Tensor: raise NotImplementedError
     def forward(self, x:Tensor)->Tensor:
-        if tuple(x.shape[1:]) != self.in_shape: raise InputError(f"{type(self).__name__} was made for inputs {self.in_shape} and was given {tuple(x.shape[1:])}")
+        if tuple(x.shape[1:]) != self.in_shape:
+            made, given = f"{type(self).__name__} was made for inputs {self.in_shape}", tuple(x.shape[1:])
+            raise InputError(f"{made} and was given {given}")
         if len(self.in_shape) == 1: return F.linear(x, self.kernel(), self.bias)
         return F.conv2d(x, self.kernel(), self.bias, self.stride, self.padding)
     def lipschitz_est(self, known): return known[self]
     def lipschitz_bound(self): return operator_bound(self.kernel(), self.in_shape, self.stride, self.padding)
     def extra_repr(self): return f"in {self.in_shape}, out {self.out_shape}"
 
+# %% ../nbs/04_layers.ipynb #d7fdb561
 class Dense(LinearOperator):
     "y = Wx + b."
     def __init__(self, in_features:int, out_features:int):
@@ -89,6 +94,7 @@ class Dense(LinearOperator):
         self.out_shape = (out_features,)
     def kernel(self): return self.weight
 
+# %% ../nbs/04_layers.ipynb #fcf586f4
 class Conv(LinearOperator):
     "A convolution with zero padding; orthogonal initial weights."
     def __init__(self,
@@ -102,7 +108,9 @@ class Conv(LinearOperator):
         self.weight = nn.Parameter(torch.empty(out_channels, in_shape[0], kernel_size, kernel_size))
         nn.init.orthogonal_(self.weight)
         self.out_shape = (out_channels, *((n+2*padding-kernel_size)//stride+1 for n in in_shape[1:]))
-        if min(self.out_shape) < 1: raise InputError(f"a {kernel_size}×{kernel_size} convolution of stride {stride} does not fit an input of {in_shape[1:]}")
+        if min(self.out_shape) < 1:
+            conv = f"a {kernel_size}×{kernel_size} convolution of stride {stride}"
+            raise InputError(f"{conv} does not fit an input of {in_shape[1:]}")
     def kernel(self): return self.weight
 
 # %% ../nbs/04_layers.ipynb #baf58d93
@@ -129,17 +137,19 @@ class NormalizedHead(nn.Module):
         n_classes:int,       # m
     ):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(n_classes, in_features)), nn.Parameter(torch.zeros(n_classes))
+        self.weight = nn.Parameter(torch.randn(n_classes, in_features))
+        self.bias = nn.Parameter(torch.zeros(n_classes))
     def rows(self)->Tensor:
         "The rows as applied, [m,D], each of length 1."
         length = norm(self.weight)
         return self.weight/torch.where(length > 0, length, torch.ones_like(length))[:, None]
     def forward(self, x:Tensor)->Tensor: return F.linear(x, self.rows(), self.bias)
 
+# %% ../nbs/04_layers.ipynb #cb86188e
 def pair_distances(
     rows:Tensor,             # [m,D]
 )->Tensor:                   # [m,m], differentiable, zero on the diagonal
-    "‖w_j − w_i‖ from one matrix product: for losses, where cancellation is harmless. Bounds subtract row by row."
+    "‖w_j − w_i‖ by one matrix product: for losses, where cancellation is harmless. Bounds subtract row by row."
     gram = rows @ rows.T
     squares = gram.diagonal()[:, None]+gram.diagonal()-2*gram
     apart = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)

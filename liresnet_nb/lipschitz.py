@@ -20,9 +20,11 @@ def apply_operator(
     "A v for each operator A of the stack."
     G = len(kernel)
     if kernel.ndim == 3: return torch.bmm(kernel, v[..., None])[..., 0]
-    out = F.conv2d(v.reshape(1, -1, *v.shape[2:]), kernel.flatten(0, 1), stride=stride, padding=padding, groups=G)
+    flat, images = kernel.flatten(0, 1), v.reshape(1, -1, *v.shape[2:])
+    out = F.conv2d(images, flat, stride=stride, padding=padding, groups=G)
     return out.reshape(G, -1, *out.shape[2:])
 
+# %% ../nbs/02_lipschitz.ipynb #be810a05
 def apply_adjoint(
     kernel:Tensor,      # convolutions [G,O,I,k,k] or matrices [G,O,I]
     u:Tensor,           # outputs [G,O,H',W'] or [G,O]
@@ -34,7 +36,9 @@ def apply_adjoint(
     G = len(kernel)
     if kernel.ndim == 3: return torch.bmm(u[:, None], kernel)[:, 0]
     I, H, W = in_shape
-    out = torch.nn.grad.conv2d_input((1, G*I, H, W), kernel.flatten(0, 1), u.reshape(1, -1, *u.shape[2:]), stride=stride, padding=padding, groups=G)
+    flat, outputs = kernel.flatten(0, 1), u.reshape(1, -1, *u.shape[2:])
+    how = dict(stride=stride, padding=padding, groups=G)
+    out = torch.nn.grad.conv2d_input((1, G*I, H, W), flat, outputs, **how)
     return out.reshape(G, I, H, W)
 
 # %% ../nbs/02_lipschitz.ipynb #741fe48b
@@ -46,7 +50,8 @@ def norm(
     scale = x.detach().abs().amax(1, keepdim=True)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     squares = (x/scale).square().sum(1)
-    return scale[:, 0]*torch.where(squares > 0, squares.clamp_min(1e-30), squares.new_ones(())).sqrt()*(squares > 0)
+    root = torch.where(squares > 0, squares.clamp_min(1e-30), squares.new_ones(())).sqrt()
+    return scale[:, 0]*root*(squares > 0)
 
 def unit(
     x:Tensor,           # any shape, first dimension G
@@ -56,7 +61,7 @@ def unit(
     length = norm(x)
     return x/torch.where(length > 0, length, torch.ones_like(length)).reshape(shape)
 
-# %% ../nbs/02_lipschitz.ipynb #0d524c06
+# %% ../nbs/02_lipschitz.ipynb #4ab08cf0
 @torch.no_grad()
 def power_step(
     kernel:Tensor,      # a stack of operators, [G,O,I,k,k] or [G,O,I]
@@ -82,6 +87,7 @@ def power_estimate(
     v = v.detach()
     return norm(apply_operator(kernel, v, stride, padding))/norm(v)
 
+# %% ../nbs/02_lipschitz.ipynb #a62ddedc
 @torch.no_grad()
 def power_residual(
     kernel:Tensor,      # a stack of operators, [G,O,I,k,k] or [G,O,I]

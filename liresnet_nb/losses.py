@@ -30,7 +30,8 @@ def gloro(
     epsilon:float,      # l2 radius, [0,1] pixels
 )->Tensor:              # [B]
     "Cross-entropy over [f, f_⊥] (GloRo, arXiv:2102.08452)."
-    return F.cross_entropy(torch.cat([logits, bot_logit(logits, pair_est, epsilon)[:, None]], 1), labels, reduction="none")
+    bot = bot_logit(logits, pair_est, epsilon)[:, None]
+    return F.cross_entropy(torch.cat([logits, bot], 1), labels, reduction="none")
 
 # %% ../nbs/07_losses.ipynb #50ce4d5b
 def trades(
@@ -42,7 +43,8 @@ def trades(
 )->Tensor:              # [B]
     "CE(f,y) + λ·KL(softmax f ‖ softmax [f, f_⊥]) (TRADES form of GloRo, arXiv:2301.12549 §6.2)."
     plain = logits.logsumexp(1)
-    return F.cross_entropy(logits, labels, reduction="none") + trades_lambda*(torch.logaddexp(plain, bot_logit(logits, pair_est, epsilon))-plain)
+    with_bot = torch.logaddexp(plain, bot_logit(logits, pair_est, epsilon))
+    return F.cross_entropy(logits, labels, reduction="none") + trades_lambda*(with_bot-plain)
 
 # %% ../nbs/07_losses.ipynb #f3909c2f
 def emma(
@@ -54,6 +56,7 @@ def emma(
     "Cross-entropy of f_i + ε·K_yi (EMMA, arXiv:2301.12549 Definition 3)."
     return F.cross_entropy(logits+epsilon*pair_est[labels], labels, reduction="none")
 
+# %% ../nbs/07_losses.ipynb #eb8c4e36
 def emma_adaptive(
     logits:Tensor,      # class scores, [B,m]
     labels:Tensor,      # [B]
@@ -67,6 +70,7 @@ def emma_adaptive(
         budget = torch.where(K > 0, gap/torch.where(K > 0, K, 1.), epsilon).clamp(0.01*epsilon, epsilon)
     return F.cross_entropy(logits+budget*K, labels, reduction="none")
 
+# %% ../nbs/07_losses.ipynb #cf92a386
 LOSSES = dict(emma=emma, emma_adaptive=emma_adaptive, trades=trades, gloro=gloro, cross_entropy=cross_entropy)
 
 def get_loss(

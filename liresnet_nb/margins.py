@@ -11,15 +11,19 @@ from torch import Tensor
 from .core import InputError, check_epsilon
 from .bounds import PairBound
 
-# %% ../nbs/06_margins.ipynb #04903a15
+# %% ../nbs/06_margins.ipynb #8369c4fe
 def check_logits(
     logits:Tensor,      # what should be class scores, [B,m]
 )->Tensor:              # `logits`
     "`logits`, or an `InputError` when they are not [B,m] numbers with at least two classes."
-    if logits.ndim != 2 or logits.shape[1] < 2: raise InputError(f"logits have shape {list(logits.shape)}: wanted [images, classes], at least two classes")
-    if not torch.isfinite(logits).all(): raise InputError("logits hold NaN or infinity: the weights or the images are broken")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        wanted = "[images, classes], at least two classes"
+        raise InputError(f"logits have shape {list(logits.shape)}: wanted {wanted}")
+    if not torch.isfinite(logits).all():
+        raise InputError("logits hold NaN or infinity: the weights or the images are broken")
     return logits
 
+# %% ../nbs/06_margins.ipynb #04903a15
 def margins(
     logits:Tensor,      # class scores, [B,m]
 )->Tensor:              # [B,m]; 0 at the prediction itself
@@ -33,21 +37,23 @@ def _others(logits, pred):
 # %% ../nbs/06_margins.ipynb #eb982f43
 def _matrix(pair_bound, logits):
     if not isinstance(pair_bound, PairBound):
-        raise InputError(f"a certificate needs a PairBound (model.pair_bound()), not a {type(pair_bound).__name__}: an estimate of the constants proves nothing")
-    if len(pair_bound.matrix) != logits.shape[1]: raise InputError(f"logits have {logits.shape[1]} classes, the proved constants {len(pair_bound.matrix)}")
+        found = f"not a {type(pair_bound).__name__}: an estimate of the constants proves nothing"
+        raise InputError(f"a certificate needs a PairBound (model.pair_bound()), {found}")
+    m, proved = logits.shape[1], len(pair_bound.matrix)
+    if proved != m: raise InputError(f"logits have {m} classes, the proved constants {proved}")
     return pair_bound.matrix
 
 def certified_radius(
     logits:Tensor,           # class scores, [B,m]
     pair_bound:PairBound,    # proved constants of logit j minus logit i, [m,m], logits per unit pixel-l2
-)->Tensor:                   # l2 radius, [B], float64 on the CPU, [0,1] pixels; 0 at a tie, infinity where nothing can catch up
+)->Tensor:                   # l2 radius, [B], float64 on the CPU, [0,1] pixels; 0 at a tie, may be infinite
     "Radius within which the prediction cannot change (GloRo, arXiv:2102.08452)."
-    f = check_logits(logits.detach()).to("cpu", torch.float64)
+    f = check_logits(logits.detach()).cpu().double()
     K = _matrix(pair_bound, logits)
     pred = f.argmax(1)
     gap, rows = margins(f), K[pred]
     ratio = torch.where(gap > 0, gap/rows, 0.)            # a positive margin over a zero constant is infinite
-    # two roundings (difference, quotient) of 2⁻⁵³ each: step down past both, so that radius > ε implies the inequality
+    # two roundings (difference, quotient) of 2⁻⁵³ each: step down past both: radius > ε implies the inequality
     radius = torch.where(_others(f, pred), ratio, torch.inf).amin(1)*(1-2**-50)
     return radius
 
@@ -90,6 +96,7 @@ def vra(
     share = lambda e: ((radius > check_epsilon(e, zero=True)) & correct).double().mean().item()
     return [share(e) for e in epsilons] if isinstance(epsilons, (list, tuple, Tensor)) else share(epsilons)
 
+# %% ../nbs/06_margins.ipynb #99120c7e
 def vra_estimate(
     logits:Tensor,      # class scores, [B,m]
     labels:Tensor,      # [B]
@@ -97,4 +104,5 @@ def vra_estimate(
     epsilon:float,      # l2 radius, [0,1] pixels
 )->Tensor:              # 0-d: a share of the batch, on its device
     "What VRA would be if the estimates were bounds: a number to watch in training, never a certificate."
-    return ((logits.argmax(1) == labels) & (logits.amax(1) > bot_logit(logits, pair_est, epsilon))).float().mean()
+    ahead = logits.amax(1) > bot_logit(logits, pair_est, epsilon)
+    return ((logits.argmax(1) == labels) & ahead).float().mean()

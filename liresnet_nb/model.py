@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ModelConfig', 'parse_name', 'model_config', 'GloroNet', 'stem_shape', 'LiResNet', 'build_model', 'n_parameters']
 
-# %% ../nbs/05_model.ipynb #d4ad9450
+# %% ../nbs/05_model.ipynb #d43df775
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from .core import InputError, choose, full_precision, seeded
 from .lipschitz import power_estimate, power_residual, power_step
 from .bounds import PairBound, pair_bound
-from .layers import Centre, Conv, Dense, Flatten, LinearOperator, LinearResidual, MinMax, NormalizedHead, check_layer, pair_distances
+from .layers import Centre, Conv, Dense, Flatten, LinearOperator, LinearResidual
+from .layers import MinMax, NormalizedHead, check_layer, pair_distances
 
-# %% ../nbs/05_model.ipynb #d43df775
+# %% ../nbs/05_model.ipynb #13992459
 @dataclass(frozen=True)
 class ModelConfig:
     "What a LiResNet is built from."
@@ -30,14 +31,18 @@ class ModelConfig:
     @property
     def name(self): return f"L{self.depth}W{self.width}"
 
+# %% ../nbs/05_model.ipynb #f680dc32
 def parse_name(
     name:str,              # "L6W128"
 )->tuple[int,int]:         # depth, width
     "Depth and width from an LxWy name."
     found = re.fullmatch(r"L(\d+)W(\d+)", str(name))
-    if not found: raise InputError(f"unknown model {name!r}: wanted LxWy, x blocks of y channels, such as L6W128")
+    if not found:
+        raise InputError(f"unknown model {name!r}: wanted LxWy, x blocks of y channels, such as L6W128")
     depth, width = map(int, found.groups())
-    if not depth or width < 2 or width % 2: raise InputError(f"model {name!r}: wanted at least one block, and an even number of channels for MinMax")
+    if not depth or width < 2 or width % 2:
+        wanted = "at least one block, and an even number of channels for MinMax"
+        raise InputError(f"model {name!r}: wanted {wanted}")
     return depth, width
 
 def model_config(
@@ -49,11 +54,14 @@ def model_config(
     "The usual LiResNet of that name for images of that shape."
     depth, width = parse_name(name)
     size = image_shape[-1]
-    if len(image_shape) != 3 or image_shape[1] != size or size < 8: raise InputError(f"images are {tuple(image_shape)}: wanted (channels, height, width), square, at least 8×8")
+    if len(image_shape) != 3 or image_shape[1] != size or size < 8:
+        wanted = "(channels, height, width), square, at least 8×8"
+        raise InputError(f"images are {tuple(image_shape)}: wanted {wanted}")
     if n_classes < 2: raise InputError(f"{n_classes} class: a classifier needs at least two")
-    return ModelConfig(depth, width, tuple(image_shape), n_classes, dense or (256 if size < 28 else 512 if size < 128 else 2048))
+    dense = dense or (256 if size < 28 else 512 if size < 128 else 2048)
+    return ModelConfig(depth, width, tuple(image_shape), n_classes, dense)
 
-# %% ../nbs/05_model.ipynb #77f92011
+# %% ../nbs/05_model.ipynb #a38f30bf
 class GloroNet(nn.Module):
     "Layers with declared constants, then a head: logits, estimates and bounds (arXiv:2102.08452)."
     def __init__(self,
@@ -64,8 +72,11 @@ class GloroNet(nn.Module):
         super().__init__()
         layers = list(layers)
         for k, layer in enumerate(layers): check_layer(str(k), layer)
-        if not hasattr(head, "rows"): raise InputError(f"the head ({type(head).__name__}) has no rows(): wanted a linear head, such as liresnet_nb.layers.NormalizedHead")
-        self.body, self.head, self.image_shape = nn.Sequential(*layers), head, tuple(image_shape)
+        if not hasattr(head, "rows"):
+            found = f"the head ({type(head).__name__}) has no rows()"
+            raise InputError(f"{found}: wanted a linear head, such as liresnet_nb.layers.NormalizedHead")
+        self.body, self.head = nn.Sequential(*layers), head
+        self.image_shape, self.n_classes = tuple(image_shape), len(head.rows())
 
     def forward(self,
         images:Tensor,      # [B,C,H,W], pixels in [0,1]
@@ -74,15 +85,18 @@ class GloroNet(nn.Module):
         return self.head(self.body(images))
 
     @property
-    def n_classes(self): return len(self.head.bias)
+    def device(self): return next(self.parameters()).device
 
     def _stacks(self):
         "Linear operators of one shape together: they share one grouped convolution."
         stacks = defaultdict(list)
         for op in self.modules():
-            if isinstance(op, LinearOperator): stacks[type(op), op.in_shape, op.out_shape, op.stride, op.padding].append(op)
+            if isinstance(op, LinearOperator):
+                stacks[type(op), op.in_shape, op.out_shape, op.stride, op.padding].append(op)
         for ops in stacks.values():
-            yield ops, torch.stack([op.kernel() for op in ops]), torch.stack([op.power_vector for op in ops]), (ops[0].stride, ops[0].padding)
+            kernel = torch.stack([op.kernel() for op in ops])
+            v = torch.stack([op.power_vector for op in ops])
+            yield ops, kernel, v, (ops[0].stride, ops[0].padding)
 
     @torch.no_grad()
     def power_step(self, steps:int=1):
@@ -91,11 +105,12 @@ class GloroNet(nn.Module):
             for op, new in zip(ops, power_step(kernel, v, *how, steps=steps)): op.power_vector.copy_(new)
 
     def _known(self):
-        return {op: k for ops, kernel, v, how in self._stacks() for op, k in zip(ops, power_estimate(kernel, v, *how))}
+        return {op: k for ops, kernel, v, how in self._stacks()
+                for op, k in zip(ops, power_estimate(kernel, v, *how))}
 
     def sub_lipschitz_est(self)->Tensor:
         "The product of the layers' estimates, 0-d, differentiable: everything before the head."
-        known, total = self._known(), self.head.bias.new_ones(())
+        known, total = self._known(), torch.ones((), device=self.device)
         for layer in self.body: total = total*layer.lipschitz_est(known).to(total)
         return total
 
@@ -106,7 +121,8 @@ class GloroNet(nn.Module):
     @torch.no_grad()
     def residuals(self)->dict:
         "The power residual of each linear operator, by module."
-        return {op: r.item() for ops, kernel, v, how in self._stacks() for op, r in zip(ops, power_residual(kernel, v, *how))}
+        return {op: r.item() for ops, kernel, v, how in self._stacks()
+                for op, r in zip(ops, power_residual(kernel, v, *how))}
 
     @torch.no_grad()
     def pair_bound(self)->PairBound:
@@ -120,20 +136,21 @@ class GloroNet(nn.Module):
 
     @torch.no_grad()
     def constants(self, steps:int=200, proved:PairBound|None=None)->list[dict]:
-        "One row a layer: its estimate (after `steps` power steps on a copy), the residual, its bound, the proof."
+        "One row a layer: estimate (after `steps` power steps on a copy), residual, bound, proof."
         kept = {op: op.power_vector.clone() for op in self.modules() if isinstance(op, LinearOperator)}
         try:
             self.power_step(steps)
             known, residuals = self._known(), self.residuals()
         finally:
             for op, v in kept.items(): op.power_vector.copy_(v)
-        rows = []
-        for layer, (name, bound) in zip(self.body, (self.pair_bound() if proved is None else proved).layers):
+        proved, rows = self.pair_bound() if proved is None else proved, []
+        for layer, (name, bound) in zip(self.body, proved.layers):
             inside = [residuals[op] for op in layer.modules() if op in residuals]
-            rows.append(dict(layer=name, estimate=layer.lipschitz_est(known).item(), residual=max(inside, default=0.), bound=bound.value, proof=bound.proof))
+            rows.append(dict(layer=name, estimate=layer.lipschitz_est(known).item(),
+                             residual=max(inside, default=0.), bound=bound.value, proof=bound.proof))
         return rows
 
-# %% ../nbs/05_model.ipynb #13992459
+# %% ../nbs/05_model.ipynb #c7227d74
 def stem_shape(
     size:int,               # edge of the image, pixels
 )->tuple[int,int,int]:      # kernel size, stride, padding
@@ -141,6 +158,7 @@ def stem_shape(
     if size < 12: return 2, 2, 0
     return (5, 2, 2) if size < 48 else (7, 4, 3) if size < 128 else (14, 14, 0)
 
+# %% ../nbs/05_model.ipynb #a8f4ef9a
 class LiResNet(GloroNet):
     "Stem, L linear residual blocks, neck, normalised head (arXiv:2301.12549, Appendix A)."
     def __init__(self,
@@ -148,18 +166,21 @@ class LiResNet(GloroNet):
         seed:int=0,         # of the initial weights
     ):
         choose(config.backbone, ("liresnet",), "backbone")
-        if config.width % 2 or config.dense % 2: raise InputError(f"width {config.width}, dense {config.dense}: MinMax wants even numbers")
+        if config.width % 2 or config.dense % 2:
+            raise InputError(f"width {config.width}, dense {config.dense}: MinMax wants even numbers")
         if config.n_classes < 2: raise InputError(f"{config.n_classes} class: a classifier needs at least two")
         with seeded(seed, "weights"):
             stem = Conv(config.image_shape, config.width, *stem_shape(config.image_shape[1]))
             blocks = [LinearResidual(stem.out_shape, config.depth) for _ in range(config.depth)]
             neck = Conv(stem.out_shape, 2*config.width, 4, 4)
             features = neck.out_shape[0]*neck.out_shape[1]*neck.out_shape[2]
-            layers = [Centre(), stem, MinMax(), *(l for b in blocks for l in (b, MinMax())), neck, MinMax(), Flatten(), Dense(features, config.dense), MinMax()]
+            layers = [Centre(), stem, MinMax(), *(l for b in blocks for l in (b, MinMax())),
+                      neck, MinMax(), Flatten(), Dense(features, config.dense), MinMax()]
             super().__init__(layers, NormalizedHead(config.dense, config.n_classes), config.image_shape)
             self.config = config
         self.power_step(20)
 
+# %% ../nbs/05_model.ipynb #88a9b65c
 def build_model(
     name:str,               # LxWy
     image_shape:tuple,      # (C,H,W)

@@ -21,15 +21,102 @@ from .evaluate import Evaluation, evaluate, load_pretrained, nearest_neighbour, 
 from .figures import extremes, plot_constants, plot_history, plot_images, plot_vra
 
 # %% ../nbs/12_report.ipynb #0456b82b
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }}
-h1 {{ font-size: 1.6rem; margin-bottom: 0 }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .3rem }} .sub, footer {{ color: #666; font-size: .9rem }}
-.cards {{ display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 }} .cards div {{ flex: 1 1 9rem; border: 1px solid #ddd; border-radius: .5rem; padding: .7rem 1rem }}
-.cards b {{ display: block; font-size: 1.6rem }} .scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; font-size: .9rem }}
-th, td {{ text-align: right; padding: .25rem .8rem; border-bottom: 1px solid #e5e5e5 }} th:first-child, td:first-child {{ text-align: left }} code {{ background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere }}
-</style>{script}</head><body><h1>{title}</h1><p class="sub">{subtitle}</p>{body}<footer>{footer}</footer></body></html>"""
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; background: #fff }}
+h1 {{ font-size: 1.6rem; margin-bottom: 0 }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .3rem }}
+.sub, footer {{ color: #666; font-size: .9rem }}
+.cards {{ display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 }}
+.cards div {{ flex: 1 1 9rem; border: 1px solid #ddd; border-radius: .5rem; padding: .7rem 1rem }}
+.cards b {{ display: block; font-size: 1.6rem }}
+.scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; font-size: .9rem }}
+th, td {{ text-align: right; padding: .25rem .8rem; border-bottom: 1px solid #e5e5e5 }}
+th:first-child, td:first-child {{ text-align: left }}
+code {{ background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere }}
+</style>{script}</head><body><h1>{title}</h1><p class="sub">{subtitle}</p>{body}
+<footer>{footer}</footer></body></html>"""
 
+# %% ../nbs/12_report.ipynb #3565a3a7
 def _percent(x): return f"{100*x:.1f} %"
+
+def _table(t, **how): return f'<div class="scroll">{t.to_html(index=False, border=0, **how)}</div>'
+
+def _plot(fig):
+    how = dict(responsive=True, displaylogo=False)
+    return pio.to_html(fig, include_plotlyjs=False, full_html=False, config=how)
+
+def _plotly_script():
+    from plotly.offline import get_plotlyjs
+    return f"<script>{get_plotlyjs()}</script>"
+
+# %% ../nbs/12_report.ipynb #c20b30a0
+def _cards(result, baseline):
+    "The numbers at the top."
+    epsilon, first = result.epsilons[0], result.summary().iloc[0]
+    cards = [("clean accuracy", _percent(result.clean_acc)),
+             (f"VRA at ε = {epsilon:.4g}, proved", _percent(first.vra)),
+             ("95 % interval", f"{_percent(first.low)} – {_percent(first.high)}")]
+    if baseline is not None:
+        cards.append(("1-nearest neighbour, certified", _percent(vra_curve(baseline, [epsilon]).vra[0])))
+    cards.append(("mean certified radius", f"{result.mean_radius:.3f}"))
+    cards = "".join(f"<div>{html.escape(k)}<b>{html.escape(v)}</b></div>" for k, v in cards)
+    return f'<div class="cards">{cards}</div>'
+
+# %% ../nbs/12_report.ipynb #4a61dc61
+def _radii(result, baseline):
+    "VRA against the radius: figure and table."
+    epsilon, radius = result.epsilons[0], result.table.radius
+    top = max(2*epsilon, float(radius[radius < float("inf")].quantile(0.99)))
+    grid = [top*k/60 for k in range(61)]
+    curves = {"proved": vra_curve(result.table, grid),
+              "estimate, no certificate": vra_curve(result.table, grid, "radius_est")}
+    if baseline is not None: curves["1-nearest neighbour"] = vra_curve(baseline, grid)
+    summary = result.summary()
+    for c in ("vra", "low", "high", "vra_est"): summary[c] = summary[c].map(_percent)
+    summary["epsilon"] = summary.epsilon.map("{:.4g}".format)
+    names = dict(vra="VRA (proved)", low="95 % from", high="to", vra_est="power estimate would claim")
+    return _plot(plot_vra(curves, epsilon)), _table(summary.rename(columns=names))
+
+# %% ../nbs/12_report.ipynb #d5473f3f
+def _images(result, task):
+    "The least and the most robust images, each with its radius or its mistake."
+    def title(r):
+        if r.pred == r.label: return f"{r.radius:.3f}"
+        return f"{task.classes[r.label]}, not {task.classes[r.pred]}"
+    rows = pd.concat(extremes(result.table))
+    images = task.test.images(torch.tensor(rows["index"].tolist()))
+    return _plot(plot_images(images, [title(r) for r in rows.itertuples()]))
+
+def _constants(result):
+    "The constant of every layer, their product, and what the proof cost."
+    c, seconds = result.constants, result.seconds
+    layers = c[~((c.estimate == 1) & (c.proof == "1-Lipschitz"))]
+    how = dict(estimate="{:.5f}".format, bound="{:.5f}".format, residual="{:.1e}".format)
+    proved = result.pair_bound.sub_lipschitz.value
+    cost = (f"Proved in {seconds['constants']:.1f} s; {seconds['forward']:.2f} s for the logits, "
+            f"{seconds['certificates']:.3f} s for the certificates.")
+    product = f"Product: estimated {c.estimate.prod():.5f}, proved {proved:.5f}."
+    return _plot(plot_constants(c)), _table(layers, formatters=how), f"<p class='sub'>{product} {cost}</p>"
+
+# %% ../nbs/12_report.ipynb #b744f1bc
+def _settings(config):
+    text = "; ".join(f"{k} = {v}" for k, v in vars(config).items() if v is not None)
+    return f"<p><code>{html.escape(text)}</code></p>"
+
+def _footer(run):
+    seconds = f"{run.history.seconds.sum():.0f} s of training" if len(run.history) else ""
+    versions = f"liresnet_nb {liresnet_nb.__version__}, torch {torch.__version__}, "
+    versions += f"Python {platform.python_version()}"
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available(): machine += f", {torch.cuda.get_device_name()}"
+    return html.escape(f"{versions}, {machine}; {seconds}; {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
+
+# %% ../nbs/12_report.ipynb #8a019d41
+_CLAIM = ("<p>A prediction is certified when no perturbation of l2 length ε can change it: "
+          "its margin over every class i exceeds ε·K<sub>ji</sub>, with K proved. "
+          "The claim holds in real arithmetic: the constants are proved, "
+          "the rounding of the logits is not covered.</p>")
 
 def report_page(
     run:Run,
@@ -38,50 +125,29 @@ def report_page(
     baseline:pd.DataFrame|None=None,      # a 1-nearest-neighbour table: the line to beat
 )->str:                                   # HTML, plots and plotly.js inside
     "The report as one self-contained page."
-    config, epsilon = run.config, result.epsilons[0]
-    first = result.summary().iloc[0]
-    cards = [("clean accuracy", _percent(result.clean_acc)), (f"VRA at ε = {epsilon:.4g}, proved", _percent(first.vra)), ("95 % interval", f"{_percent(first.low)} – {_percent(first.high)}")]
-    if baseline is not None: cards.append(("1-nearest neighbour, certified", _percent(vra_curve(baseline, [epsilon]).vra[0])))
-    cards.append(("mean certified radius", f"{result.mean_radius:.3f}"))
-    top = max(2*epsilon, float(result.table.radius[result.table.radius < float("inf")].quantile(0.99)))
-    grid = [top*k/60 for k in range(61)]
-    curves = {"proved": vra_curve(result.table, grid), "estimate, no certificate": vra_curve(result.table, grid, "radius_est")}
-    if baseline is not None: curves["1-nearest neighbour"] = vra_curve(baseline, grid)
-    least, most = extremes(result.table)
-    rows = pd.concat([least, most])
-    titles = [f"{r.radius:.3f}" if r.pred == r.label else f"{task.classes[r.label]}, not {task.classes[r.pred]}" for r in rows.itertuples()]
-    summary = result.summary().assign(epsilon=lambda t: t.epsilon.map("{:.4g}".format), **{c: result.summary()[c].map(_percent) for c in ("vra", "low", "high", "vra_est")})
-    layers = result.constants[~((result.constants.estimate == 1) & (result.constants.proof == "1-Lipschitz"))]
-    table = lambda t, **how: f'<div class="scroll">{t.to_html(index=False, border=0, **how)}</div>'
-    plot = lambda fig: pio.to_html(fig, include_plotlyjs=False, full_html=False, config=dict(responsive=True, displaylogo=False))
-    body = ['<div class="cards">'+"".join(f"<div>{html.escape(k)}<b>{html.escape(v)}</b></div>" for k, v in cards)+"</div>",
-            "<p>A prediction is certified when no perturbation of l2 length ε can change it: its margin over every class i exceeds ε·K<sub>ji</sub>, with K proved. "
-            "The claim holds in real arithmetic: the constants are proved, the rounding of the logits is not covered.</p>",
-            "<h2>VRA against the radius</h2>", plot(plot_vra(curves, epsilon)),
-            table(summary.rename(columns=dict(vra="VRA (proved)", low="95 % from", high="to", vra_est="power estimate would claim"))),
-            "<h2>Training</h2>", plot(plot_history(run.history)),
-            f"<h2>Least and most robust {task.held_out} images</h2><p class='sub'>First row: wrong answers, then the smallest certified radii. Second row: the largest.</p>", plot(plot_images(task.test.images(torch.tensor(rows["index"].tolist())), titles)),
-            "<h2>Where the constant comes from</h2>", plot(plot_constants(result.constants)),
-            table(layers, formatters=dict(estimate="{:.5f}".format, bound="{:.5f}".format, residual="{:.1e}".format)),
-            f"<p class='sub'>Product: estimated {result.constants.estimate.prod():.5f}, proved {result.pair_bound.sub_lipschitz.value:.5f}. Proved in {result.seconds['constants']:.1f} s; "
-            f"{result.seconds['forward']:.2f} s for the logits, {result.seconds['certificates']:.3f} s for the certificates.</p>",
-            "<h2>Settings</h2>", "<p><code>"+html.escape("; ".join(f"{k} = {v}" for k, v in vars(config).items() if v is not None))+"</code></p>"]
-    seconds = f"{run.history.seconds.sum():.0f} s of training" if len(run.history) else ""
-    footer = (f"liresnet_nb {liresnet_nb.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} threads"
-              f"{', '+torch.cuda.get_device_name() if torch.cuda.is_available() else ''}; {seconds}; {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
-    return _PAGE.format(title=f"{config.task}: {config.model} trained with {config.loss}", subtitle=f"{n_parameters(run.model):,} parameters, {len(result.table)} {task.held_out} images, seed {config.seed}",
-                        script=_plotly_script(), body="\n".join(body), footer=html.escape(footer))
+    config = run.config
+    rows = "First row: wrong answers, then the smallest certified radii. Second row: the largest."
+    body = [_cards(result, baseline), _CLAIM,
+            "<h2>VRA against the radius</h2>", *_radii(result, baseline),
+            "<h2>Training</h2>", _plot(plot_history(run.history)),
+            f"<h2>Least and most robust {task.held_out} images</h2><p class='sub'>{rows}</p>",
+            _images(result, task),
+            "<h2>Where the constant comes from</h2>", *_constants(result),
+            "<h2>Settings</h2>", _settings(config)]
+    counts = f"{n_parameters(run.model):,} parameters, {len(result.table)} {task.held_out} images"
+    return _PAGE.format(title=f"{config.task}: {config.model} trained with {config.loss}",
+                        subtitle=f"{counts}, seed {config.seed}", script=_plotly_script(),
+                        body="\n".join(body), footer=_footer(run))
 
-def _plotly_script():
-    from plotly.offline import get_plotlyjs
-    return f"<script>{get_plotlyjs()}</script>"
-
-# %% ../nbs/12_report.ipynb #d68d68cb
+# %% ../nbs/12_report.ipynb #9396cf27
 def main(argv=None)->int:
     "The command `liresnet-report`."
-    parser = argparse.ArgumentParser("liresnet-report", description="Certify a run, print the result, and write it as one self-contained HTML page.")
-    parser.add_argument("run", metavar="RUN", help="folder of a run, a checkpoint file, or 'digits' for the model that ships with the package")
-    parser.add_argument("--epsilon", nargs="+", metavar="E", help="l2 radii in [0,1] pixels, e.g. 0.3 36/255; the run's own if not given")
+    about = "Certify a run, print the result, and write it as one self-contained HTML page."
+    which = "folder of a run, a checkpoint file, or 'digits' for the model that ships with the package"
+    radii = "l2 radii in [0,1] pixels, e.g. 0.3 36/255; the run's own if not given"
+    parser = argparse.ArgumentParser("liresnet-report", description=about)
+    parser.add_argument("run", metavar="RUN", help=which)
+    parser.add_argument("--epsilon", nargs="+", metavar="E", help=radii)
     parser.add_argument("--out", help="the page; report.html in the run's folder if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     def go(args):
@@ -90,7 +156,8 @@ def main(argv=None)->int:
         c = run.config
         task = load_task(c.task, c.n_classes, c.size, c.data_dir, c.held_out)
         result = evaluate(run, task, epsilons)
-        baseline = nearest_neighbour(task.train, task.test) if isinstance(task.train, ImageSet) and len(task.train) <= 30_000 else None
+        small = isinstance(task.train, ImageSet) and len(task.train) <= 30_000
+        baseline = nearest_neighbour(task.train, task.test) if small else None
         print(show(result, run, baseline))
         target = Path(args.out) if args.out else (run.path if run.path.is_dir() else Path())/"report.html"
         with atomic_path(target) as p: p.write_text(report_page(run, result, task, baseline), encoding="utf-8")
@@ -98,5 +165,4 @@ def main(argv=None)->int:
     return run_command(go, parser, argv)
 
 # %% ../nbs/12_report.ipynb #0a209085
-#| eval: false
-if __name__ == "__main__": raise SystemExit(main())
+if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main())   # a notebook has no __file__

@@ -99,7 +99,7 @@ class TrainConfig:
 # what suits the data at hand: small sets in minutes on a laptop's CPU, the paper's sets on one GPU
 PRESETS = dict(
     digits=dict(model="L4W64", epochs=120, batch=64, lr=6e-3, epsilon_end=1.2),
-    glyphs=dict(model="L4W64", epochs=30),
+    glyphs=dict(model="L2W32", epochs=60, batch=64, lr=6e-3, epsilon_end=1.2),
     imagenet=dict(model="L18W588", epochs=400, batch=1024, dtype="bfloat16"),
 )
 PRESETS["tiny-imagenet"] = dict(dtype="bfloat16")
@@ -133,7 +133,8 @@ def check_config(
     wanted("epochs batch power_steps", lambda v: isinstance(v, int) and v >= 1, "a whole number >= 1")
     wanted("shift", lambda v: isinstance(v, int) and v >= 0, "a whole number >= 0")
     wanted("lr clip", lambda v: 0 < v < math.inf, "a number > 0")
-    wanted("weight_decay trades_lambda epsilon_start epsilon_end epsilon_ramp save_seconds", lambda v: 0 <= v < math.inf, "a number >= 0")
+    wanted("weight_decay trades_lambda epsilon_start epsilon_end epsilon_ramp save_seconds",
+           lambda v: 0 <= v < math.inf, "a number >= 0")
     wanted("warmup", lambda v: 0 <= v <= config.epochs, f"0 to {config.epochs} epochs")
     fill = lambda given, usual: usual if given is None else given
     return replace(config, epsilon=check_epsilon(fill(config.epsilon, epsilon), zero=config.loss == "cross_entropy"),
@@ -219,8 +220,9 @@ def load_run(
             raise InputError(f"{path} holds a model of your own: give load_run a model of the same architecture")
         model = LiResNet(from_dict(ModelConfig, meta["model"]))
     load_weights(model, tensors, path)
-    return Run(model.to(pick_device(device)), pd.DataFrame(meta["history"]), from_dict(TrainConfig, meta["config"]),
-               Path(path), tuple(meta["classes"]), False, tensors.get("track.threatening"), tensors.get("track.runner_up"))
+    history, config = pd.DataFrame(meta["history"]), from_dict(TrainConfig, meta["config"])
+    return Run(model.to(pick_device(device)), history, config, Path(path), tuple(meta["classes"]),
+               threatening=tensors.get("track.threatening"), runner_up=tensors.get("track.runner_up"))
 
 # %% ../nbs/08_train.ipynb #6a032873
 FREE = ("device", "save_seconds")   # what may differ between a run and its resumption
@@ -303,7 +305,7 @@ def run_epoch(
     rank:int=0, world:int=1, # this process, and how many share each step
 )->dict:                  # the epoch's row of the history
     "One pass over the training images."
-    began, device = time.time(), model.head.bias.device
+    began, device = time.time(), model.device
     loss, augment = get_loss(config.loss), Augment(config.shift, config.flip)
     if config.loss == "trades": loss = functools.partial(loss, trades_lambda=config.trades_lambda)
     steps = -(-len(train)//config.batch)
@@ -409,7 +411,7 @@ def _fit(task, model, config, folder, progress, rank, world):
     "`fit`, once everything is an object and every setting is known"
     fingerprint = task.train.fingerprint() if folder else ""
     tensors, meta = open_run(folder, config, fingerprint) if folder else (None, None)
-    device = model.head.bias.device
+    device = model.device
     train = task.train.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
                                   fused=device.type in ("cpu", "cuda"))
@@ -469,10 +471,12 @@ def main(argv=None)->int:
     parser = argparse.ArgumentParser("liresnet-train", formatter_class=argparse.RawDescriptionHelpFormatter, description=(
         "Train a certified network. Flags not given take the preset's value for the task.\n"
         "A run that was stopped goes on from its last checkpoint: give the same command again.\n"
-        "Several GPUs: torchrun --standalone --nproc_per_node=N -m liresnet_nb.train ..."))
-    parser.add_argument("--preset", default="default",
+        "Several GPUs: torchrun --standalone --nproc_per_node=N -m liresnet_nb.train ..."),
+        epilog="default presets, where they differ from the paper's setting:\n"+"\n".join(
+            f"  {task}: "+", ".join(f"{k} {v}" for k, v in fields.items()) for task, fields in PRESETS.items()))
+    parser.add_argument("--preset", default="default", metavar="NAME",
                         help="default (a laptop; one GPU for the paper's sets) or paper (the paper's setting exactly)")
-    parser.add_argument("--out", help="folder of the run; runs/TASK-MODEL-LOSS-SEED if not given")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of the run; runs/TASK-MODEL-LOSS-SEED if not given")
     add_flags(parser, TrainConfig)
 
     def go(args):
@@ -484,7 +488,8 @@ def main(argv=None)->int:
         if int(os.environ.get("RANK", 0)): return
         done = len(run.history)
         if run.interrupted:
-            print(f"interrupted after {done} of {config.epochs} epochs; the same command goes on from the last checkpoint in {out}")
+            print(f"interrupted after {done} of {config.epochs} epochs; "
+                  f"the same command goes on from the last checkpoint in {out}")
         else:
             last = run.history.iloc[-1]
             print(f"{out}: {done} epochs in {run.history.seconds.sum():.0f} s, loss {last.loss:.3f}, "

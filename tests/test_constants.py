@@ -162,6 +162,18 @@ def test_power_step_converges_to_the_norm():
     assert power_residual(W, v).item() < 1e-8
 
 
+@pytest.mark.property
+@given(st.integers(1, 5), st.integers(0, 6), st.integers(1, 3), st.integers(1, 3), st.floats(0, 6.3), st.floats(0, 6.3), st.integers(0, 2**31))
+def test_the_coarsest_grid_bounds_the_whole_plane(k, more, O, I, alpha, beta, seed):
+    "Kernels with a peak anywhere, odd and even sizes, on grids as coarse as the proof allows: never below a much finer grid."
+    g = torch.Generator().manual_seed(seed)
+    t = torch.arange(k, dtype=torch.float64)
+    wave = torch.cos(alpha*t)[:, None]*torch.cos(beta*t)
+    kernel = torch.randn(O, I, 1, 1, generator=g, dtype=torch.float64)*wave+0.1*torch.randn(O, I, k, k, generator=g, dtype=torch.float64)
+    fine = torch.linalg.matrix_norm(torch.fft.fft2(kernel, s=(97, 97)).permute(2, 3, 0, 1), 2).max().item()
+    assert symbol_bound(kernel, 1, k+more).value >= fine
+
+
 def test_symbol_factor_is_needed_and_enough():
     "A single cosine whose peak falls between the points of the grid: the grid alone is below the truth."
     kernel = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
@@ -230,6 +242,7 @@ def test_types_keep_estimates_out():
     with pytest.raises(InputError, match="NaN or infinity"): pair_bound(rows/0, [], (1, 2, 2))
     with pytest.raises(InputError, match="underflow"): product([Bound(1e-200, "a"), Bound(1e-200, "b")])
     with pytest.raises(InputError, match="not finite"): Bound(math.inf, "x")
+    with pytest.raises(InputError, match="too small"): Bound(1e-320, "subnormal")
     assert isinstance(pair_bound(rows, [("a", Bound(0., "zero"))], (1, 2, 2)), PairBound)
 
 

@@ -1,5 +1,6 @@
 "Tasks, augmentation, folders made on the spot, and what happens when files are missing or broken."
 import csv
+import dataclasses
 
 import pytest
 import torch
@@ -55,7 +56,9 @@ def test_augmentation_of_a_batch_is_that_of_each_image(shift, flip, size, seed):
 
 def test_augmentation_depends_on_seed_epoch_and_image_not_on_who_draws_it(digits):
     def seen(batch, world, epoch=2, seed=7):
-        return {int(i): x for r in range(world) for xb, _, index in digits.train.epoch(batch, seed, epoch, Augment(2), r, world) for x, i in zip(xb, index)}
+        items = [(int(i), x) for r in range(world) for xb, _, index in digits.train.epoch(batch, seed, epoch, Augment(2), r, world) for x, i in zip(xb, index)]
+        assert len(items) == 1347, "an image was seen twice, or not at all"
+        return dict(items)
     one, three = seen(256, 1), seen(90, 3)
     assert one.keys() == three.keys() and len(one) == 1347
     assert all(torch.equal(one[i], three[i]) for i in one)
@@ -68,6 +71,23 @@ def test_fingerprint_tells_data_apart(digits):
     other = digits.train.subset(slice(None)).raw.clone()
     other[3, 0, 2, 2] += 1
     assert digits.train.fingerprint() == load_task("digits").train.fingerprint() != ImageSet(other, digits.train.labels, 16.).fingerprint()
+
+
+def test_what_a_task_refuses(digits):
+    bad = lambda **change: dataclasses.replace(digits, **change)
+    labels = digits.test.labels
+    for change, words in [(dict(test=dataclasses.replace(digits.test, labels=labels+5)), "labels run from 5 to 14: wanted 0 to 9"), (dict(classes=("a",)), "at least two"),
+                          (dict(test=draw_glyphs(10, 2)), "wanted one shape"), (dict(test=digits.test.subset(slice(0, 0))), "empty part")]:
+        with pytest.raises(InputError, match=words): bad(**change)
+    with pytest.raises(InputError, match="labels run from -1"): bad(train=dataclasses.replace(digits.train, labels=digits.train.labels-1))
+
+
+def test_what_a_set_of_images_refuses(digits):
+    pixels, y = digits.test.images(slice(0, 4)), digits.test.labels[:4]
+    assert torch.equal(ImageSet(pixels, y, 1.).images(), pixels)          # floats are welcome with scale 1
+    for raw, labels, scale, words in [(pixels*2, y, 1., "pixels from"), (pixels/0, y, 1., "NaN"), (pixels, y, 255., "wanted uint8, or float with scale=1"), (pixels[0], y, 1., "wanted .N,C,H,W."),
+                                      (pixels, y[:2], 1., "2 labels"), (digits.test.raw[:4]*9, y, 16., "white is 16")]:
+        with pytest.raises(InputError, match=words): ImageSet(raw, labels, scale)
 
 
 def test_glyphs_are_deterministic_nested_and_drawn_apart():

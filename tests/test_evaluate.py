@@ -93,11 +93,6 @@ def test_what_certify_refuses(shipped, digits):
     assert len(certify(shipped.model, good[:0], .3)) == 0
 
 
-def test_labels_outside_the_classes_are_refused(shipped, digits):
-    bad = dataclasses.replace(digits, test=dataclasses.replace(digits.test, labels=digits.test.labels+5))
-    with pytest.raises(InputError, match="labels run from"): evaluate(shipped, bad, progress=False)
-
-
 def test_a_task_that_does_not_fit_is_refused(shipped):
     from liresnet_nb.data import load_task
     with pytest.raises(InputError, match="the task has"): evaluate(shipped, load_task("glyphs"), progress=False)

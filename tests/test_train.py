@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -268,6 +269,10 @@ def test_the_command_line(tmp_path, capsys):
     assert train.main(["--task", "digts", "--out", str(tmp_path/"s")]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "did you mean 'digits'" in err and not (tmp_path/"s").exists()
+    for bad, words in [(["--epsilon", "abc"], "cannot read 'abc'|--epsilon"), (["--epoch", "3"], "--epoch"), (["--epochs", "many"], "--epochs")]:
+        assert train.main(bad) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and re.search(words, err)
     with pytest.raises(SystemExit): train.main(["--help"])
     text = capsys.readouterr().out
     assert all("--"+f.name.replace("_", "-") in text for f in dataclasses.fields(TrainConfig)) and "l2 radius" in text

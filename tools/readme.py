@@ -11,7 +11,7 @@ def readme():
         text = "".join(c["source"]).strip()
         if not text or re.match(r"#\|\s*hide", text): continue
         if c["cell_type"] == "code": text = "```python\n"+re.sub(r"^#\|.*\n", "", text, flags=re.M)+"\n```"
-        else: text = re.sub(r"\]\((\d\d_\w+\.ipynb)", r"](nbs/\1", text)
+        else: text = re.sub(r"\]\((\d\d_\w+\.ipynb)", r"](nbs/\1", text).replace("](../", "](")
         parts.append(text)
     return "<!-- made from nbs/index.ipynb by `make readme` -->\n\n"+"\n\n".join(parts)+"\n"
 
