@@ -1,5 +1,4 @@
 "The shipped model keeps its word; rows, curves, commands and refusals."
-import dataclasses
 import hashlib
 import math
 import shutil
