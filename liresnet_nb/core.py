@@ -66,7 +66,7 @@ def generator(
 def seeded(*key):
     "Inside the block torch's global CPU stream is the one named `key`; outside, nothing has changed."
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(*key).initial_seed())
+        torch.default_generator.manual_seed(generator(*key).initial_seed())
         yield
 
 # %% ../nbs/00_core.ipynb #14e82903

@@ -149,8 +149,8 @@ def split_valid(
     y = train.labels.cpu().numpy()
     try: rest, valid = train_test_split(np.arange(len(y)), test_size=share, stratify=y, random_state=0)
     except ValueError as e:
-        message = f"cannot hold out {share:.0%} of {len(train)} images with every class on both sides ({e})"
-        raise InputError(message.replace("%", " %")) from None
+        raise InputError(f"cannot hold out {100*share:.0f} % of {len(train)} images with every class "
+                         f"on both sides ({e})") from None
     return train.subset(torch.from_numpy(rest)), train.subset(torch.from_numpy(valid))
 
 # %% ../nbs/01_data.ipynb #6fcca2f5

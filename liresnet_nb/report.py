@@ -105,12 +105,12 @@ def _settings(config):
     return f"<p><code>{html.escape(text)}</code></p>"
 
 def _footer(run):
-    seconds = f"{run.history.seconds.sum():.0f} s of training" if len(run.history) else ""
+    seconds = f"{run.history.seconds.sum():.0f} s of training; " if len(run.history) else ""
     versions = f"liresnet_nb {liresnet_nb.__version__}, torch {torch.__version__}, "
     versions += f"Python {platform.python_version()}"
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available(): machine += f", {torch.cuda.get_device_name()}"
-    return html.escape(f"{versions}, {machine}; {seconds}; {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
+    if run.model.device.type == "cuda": machine += f", {torch.cuda.get_device_name(run.model.device)}"
+    return html.escape(f"{versions}, {machine}; {seconds}{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
 
 # %% ../nbs/12_report.ipynb #8a019d41
 _CLAIM = ("<p>A prediction is certified when no perturbation of l2 length ε can change it: "
