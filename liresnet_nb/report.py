@@ -30,7 +30,7 @@ h1 {{ font-size: 1.6rem; margin-bottom: 0 }} h2 {{ font-size: 1.15rem; margin: 2
 .cards {{ display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 }}
 .cards div {{ flex: 1 1 9rem; border: 1px solid #ddd; border-radius: .5rem; padding: .7rem 1rem }}
 .cards b {{ display: block; font-size: 1.6rem }}
-.scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; font-size: .9rem }}
+.scroll {{ overflow-x: auto }} .scroll > .plot {{ min-width: 40rem }} table {{ border-collapse: collapse; font-size: .9rem }}
 th, td {{ text-align: right; padding: .25rem .8rem; border-bottom: 1px solid #e5e5e5 }}
 th:first-child, td:first-child {{ text-align: left }}
 code {{ background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere }}
@@ -44,7 +44,8 @@ def _table(t, **how): return f'<div class="scroll">{t.to_html(index=False, borde
 
 def _plot(fig):
     how = dict(responsive=True, displaylogo=False)
-    return pio.to_html(fig, include_plotlyjs=False, full_html=False, config=how)
+    plot = pio.to_html(fig, include_plotlyjs=False, full_html=False, config=how)
+    return f'<div class="scroll"><div class="plot">{plot}</div></div>'
 
 def _plotly_script():
     from plotly.offline import get_plotlyjs
@@ -83,7 +84,7 @@ def _images(result, task):
     "The least and the most robust images, each with its radius or its mistake."
     def title(r):
         if r.pred == r.label: return f"{r.radius:.3f}"
-        return f"{task.classes[r.label]}, not {task.classes[r.pred]}"
+        return f"{task.classes[r.label]} → {task.classes[r.pred]}"
     rows = pd.concat(extremes(result.table))
     images = task.test.images(torch.tensor(rows["index"].tolist()))
     return _plot(plot_images(images, [title(r) for r in rows.itertuples()]))
@@ -126,7 +127,7 @@ def report_page(
 )->str:                                   # HTML, plots and plotly.js inside
     "The report as one self-contained page."
     config = run.config
-    rows = "First row: wrong answers, then the smallest certified radii. Second row: the largest."
+    rows = "First row: wrong answers (label → answer), then the smallest certified radii. Second row: the largest."
     body = [_cards(result, baseline), _CLAIM,
             "<h2>VRA against the radius</h2>", *_radii(result, baseline),
             "<h2>Training</h2>", _plot(plot_history(run.history)),
