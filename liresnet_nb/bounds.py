@@ -133,6 +133,7 @@ class PairBound:
     sub_lipschitz:Bound     # of everything before the head
     layers:tuple            # (name, Bound) of each layer before the head
     image_shape:tuple       # (C,H,W) the constants hold for
+    weights:str=""          # SHA-256 of the weights they were proved for
     def __repr__(self):
         off = self.matrix[~torch.eye(len(self.matrix), dtype=torch.bool)]
         found = f"pairs {off.min():.4g} to {off.max():.4g}"
@@ -143,6 +144,7 @@ def pair_bound(
     rows:Tensor,            # head weights as applied, [m,D]
     layers,                 # (name, Bound) of each layer before the head
     image_shape:tuple,      # (C,H,W)
+    weights:str="",         # SHA-256 of the weights
 )->PairBound:
     "K_ji = K_sub·‖w_j − w_i‖₂, proved (arXiv:2102.08452 §3)."
     rows = _checked(rows)
@@ -153,9 +155,12 @@ def pair_bound(
         raise InputError(f"head row {row} is all zeros: its class has no direction, so nothing is certified")
     sub = product([b for _, b in layers])
     distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    largest = torch.cdist(rows, rows, p=torch.inf)
+    if ((largest > 0) & (largest < 1e-140)).any():     # squares would underflow, and a distance come out too small
+        raise InputError("two head rows differ by less than 1e-140: rescale the head, or make them equal")
     matrix = distance*sub.value*(1+2*ROUNDING)
     where = f"at a sub-network constant of {sub.value:.3g}: rescale the layers"
     if ((matrix < sys.float_info.min) & (distance > 0)).any() and sub.value > 0:
         raise InputError(f"pair constants underflow {where}")
     if not torch.isfinite(matrix).all(): raise InputError(f"pair constants overflow {where}")
-    return PairBound(matrix, sub, tuple(layers), tuple(image_shape))
+    return PairBound(matrix, sub, tuple(layers), tuple(image_shape), weights)

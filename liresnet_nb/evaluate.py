@@ -77,13 +77,13 @@ def certify(
     return table.assign(certified=table.radius > epsilon)
 
 def _proved(model, pair_bound):
-    proved = model.pair_bound() if pair_bound is None else pair_bound
-    if not isinstance(proved, PairBound):
-        raise InputError(f"a certificate needs a PairBound (model.pair_bound()), not a {type(proved).__name__}")
-    if proved.image_shape != tuple(model.image_shape):
-        raise InputError(f"the constants were proved for images {proved.image_shape}, "
-                         f"the model takes {model.image_shape}")
-    return proved
+    if pair_bound is None: return model.pair_bound()
+    if not isinstance(pair_bound, PairBound):
+        raise InputError(f"a certificate needs a PairBound (model.pair_bound()), not a {type(pair_bound).__name__}")
+    if (pair_bound.weights, pair_bound.image_shape) != (model.fingerprint(), model.image_shape):
+        raise InputError("the constants were proved for another model, or for weights it has no more: "
+                         "prove them anew with model.pair_bound()")
+    return pair_bound
 
 def _logits(model, images):
     "Class scores in full precision, checked, on the CPU in float64 (exact: no float32 is lost)"

@@ -6,7 +6,7 @@
 __all__ = ['ModelConfig', 'parse_name', 'model_config', 'GloroNet', 'stem_shape', 'LiResNet', 'build_model', 'n_parameters']
 
 # %% ../nbs/05_model.ipynb #d43df775
-import re
+import hashlib, re
 from collections import defaultdict
 from dataclasses import dataclass
 import torch
@@ -132,7 +132,16 @@ class GloroNet(nn.Module):
             for k, layer in enumerate(self.body):
                 try: layers.append((f"{k} {type(layer).__name__}", layer.lipschitz_bound()))
                 except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
-            return pair_bound(self.head.rows(), layers, self.image_shape)
+            return pair_bound(self.head.rows(), layers, self.image_shape, self.fingerprint())
+
+    def fingerprint(self)->str:
+        "SHA-256 of all that decides the logits: weights and buffers, without the power vectors."
+        digest = hashlib.sha256()
+        for k, v in self.state_dict().items():
+            if k.endswith("power_vector"): continue
+            digest.update(f"{k} {v.dtype} {tuple(v.shape)}".encode())
+            digest.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def constants(self, steps:int=200, proved:PairBound|None=None)->list[dict]:

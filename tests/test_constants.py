@@ -240,6 +240,7 @@ def test_types_keep_estimates_out():
     with pytest.raises(InputError, match="all zeros"): pair_bound(rows*torch.tensor([1., 1., 0.])[:, None], [], (1, 2, 2))
     with pytest.raises(InputError, match="at least 2"): pair_bound(rows[:1], [], (1, 2, 2))
     with pytest.raises(InputError, match="NaN or infinity"): pair_bound(rows/0, [], (1, 2, 2))
+    with pytest.raises(InputError, match="1e-140"): pair_bound(torch.tensor([[1., 1e-200], [1., 2e-200]], dtype=torch.float64), [], (1, 1, 2))
     with pytest.raises(InputError, match="underflow"): product([Bound(1e-200, "a"), Bound(1e-200, "b")])
     with pytest.raises(InputError, match="not finite"): Bound(math.inf, "x")
     with pytest.raises(InputError, match="too small"): Bound(1e-320, "subnormal")

@@ -107,6 +107,15 @@ def test_constants_are_proved_for_the_weights_of_the_moment(shipped, digits):
     assert not (certify(model, images, .3).radius == before).all()
 
 
+def test_constants_of_other_weights_are_refused(digits):
+    model, images = load_pretrained("digits").model, digits.test.images(slice(0, 5))
+    proved = model.pair_bound()
+    model.power_step(3)                                   # power vectors decide no logit
+    assert (certify(model, images, .3, pair_bound=proved).pred == certify(model, images, .3).pred).all()
+    model.head.bias.data[0] += 1e-3
+    with pytest.raises(InputError, match="weights it has no more"): certify(model, images, .3, pair_bound=proved)
+
+
 def test_full_precision_whatever_is_switched_on(shipped, digits):
     images = digits.test.images(slice(0, 50))
     usual = certify(shipped.model, images, .3)
