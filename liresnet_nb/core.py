@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['InputError', 'choose', 'number', 'check_epsilon', 'generator', 'seeded', 'pick_device', 'full_precision',
-           'atomic_path', 'check_images', 'check_labels', 'from_dict', 'add_flags', 'run_command']
+           'atomic_path', 'check_images', 'check_labels', 'from_dict', 'add_flags', 'field_type', 'run_command',
+           'check_target']
 
 # %% ../nbs/00_core.ipynb #8ad29a74
-import argparse, contextlib, dataclasses, difflib, hashlib, os, sys
+import argparse, contextlib, dataclasses, difflib, hashlib, os, sys, typing
 from fractions import Fraction
 from pathlib import Path
 import torch
@@ -26,7 +27,9 @@ def choose(
 )->str:            # `name`, if it exists
     "`name` if it is one of `choices`; otherwise an `InputError` that suggests the nearest."
     choices = list(choices)
-    if name in choices: return name
+    if isinstance(name, str) and name in choices: return name
+    if not isinstance(name, str):
+        raise InputError(f"{what} is a {type(name).__name__}: wanted one of {', '.join(choices)}")
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise InputError(f"unknown {what} {name!r}: {hint}choose one of {', '.join(map(str, choices))}")
@@ -89,14 +92,17 @@ def pick_device(
 # %% ../nbs/00_core.ipynb #bba9744a
 @contextlib.contextmanager
 def full_precision():
-    "float32 means float32 inside: TF32 and autocast off, restored afterwards."
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    "float32 means float32 inside: TF32, bf16 products and autocast off, restored afterwards."
+    b = torch.backends
+    switches = b.cuda.matmul, b.cudnn.conv, b.mkldnn.matmul, b.mkldnn.conv
+    before = [s.fp32_precision for s in switches]
+    for s in switches: s.fp32_precision = "ieee"
     try:
         with contextlib.ExitStack() as stack:
             for kind in ("cpu", "cuda"): stack.enter_context(torch.autocast(kind, enabled=False))
             yield
-    finally: torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    finally:
+        for s, value in zip(switches, before): s.fp32_precision = value
 
 # %% ../nbs/00_core.ipynb #a1ecfbc7
 @contextlib.contextmanager
@@ -140,8 +146,8 @@ def check_labels(
     n_classes:int,       # how many classes there are
 )->Tensor:               # `labels`
     "`labels`, or an `InputError` when one lies outside the classes."
-    if labels.is_floating_point() or labels.ndim != 1:
-        raise InputError(f"labels are {labels.dtype} of shape {list(labels.shape)}: wanted integers [B]")
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise InputError(f"labels are {labels.dtype} of shape {list(labels.shape)}: wanted int64 [B]")
     if labels.numel():
         low, high = (v.item() for v in labels.aminmax())
         if low < 0 or high >= n_classes:
@@ -166,14 +172,22 @@ def add_flags(
     "One flag a field, its help from the field's comment; a flag not given leaves no trace in the result."
     notes = docments(cls, full=True)
     for f in dataclasses.fields(cls):
-        kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", f.type)
-        kind = str(kind).replace("|None", "").replace(" | None", "")
+        kind = field_type(cls, f.name)
         flag, note = "--"+f.name.replace("_", "-"), str(notes[f.name].docment or "").replace("%", "%%")
         how = dict(default=argparse.SUPPRESS, help=note)
-        if kind == "bool": parser.add_argument(flag, action=argparse.BooleanOptionalAction, **how)
+        if kind is bool: parser.add_argument(flag, action=argparse.BooleanOptionalAction, **how)
         else:
-            read, metavar = dict(int=(int, "N"), float=(number, "X"), str=(str, "NAME"))[kind]
-            parser.add_argument(flag, type=read, metavar=metavar, **how)
+            metavar = {int: "N", float: "X", str: "NAME"}[kind]
+            parser.add_argument(flag, type=_read_number if kind is float else kind, metavar=metavar, **how)
+
+def _read_number(text):
+    try: return number(text)
+    except InputError as e: raise argparse.ArgumentTypeError(str(e)) from None
+
+def field_type(cls, name:str)->type:
+    "The type of a dataclass field, without the None that it may be."
+    kind = typing.get_type_hints(cls)[name]
+    return next((t for t in typing.get_args(kind) if t is not type(None)), kind)
 
 # %% ../nbs/00_core.ipynb #39ffbbe1
 def run_command(
@@ -187,6 +201,18 @@ def run_command(
     try:
         main(parser.parse_args(argv))
         return 0
-    except InputError as e:
+    except BrokenPipeError:      # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (InputError, OSError) as e:
         print(f"{parser.prog}: {e}", file=sys.stderr)
         return 2
+
+def check_target(
+    path,                # a file that is to be written, later
+)->Path:
+    "`path`, or an `InputError` now rather than after the work: its folder is missing, or it is a folder itself."
+    path = Path(path)
+    if path.is_dir(): raise InputError(f"{path} is a folder: wanted the name of a file")
+    if not path.parent.is_dir(): raise InputError(f"no folder {path.parent} to write {path.name} to: make it first")
+    return path

@@ -8,9 +8,9 @@ __all__ = ['GLYPH_CLASSES', 'FONTS', 'CANVAS', 'INK', 'ROTATION', 'SHEAR', 'SCAL
            'data_home', 'class_subset', 'list_folder', 'read_image', 'load_files', 'StreamSet', 'load_task']
 
 # %% ../nbs/01_data.ipynb #fc8d2d14
-import csv, functools, hashlib, importlib, math, os, sys, urllib.error
+import csv, functools, hashlib, importlib, math, os, shutil, sys, urllib.error
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
@@ -61,6 +61,7 @@ class ImageSet:
     scale:float=255.   # value of a white pixel
 
     def __post_init__(self):
+        if not 0 < self.scale < math.inf: raise InputError(f"scale is {self.scale}: wanted the value of a white pixel")
         if self.raw.ndim != 4 or len(self.raw) != len(self.labels):
             found = f"images {list(self.raw.shape)} with {len(self.labels)} labels"
             raise InputError(f"{found}: wanted [N,C,H,W] and N labels")
@@ -118,6 +119,7 @@ class Task:
     epsilon:float       # the usual l2 radius, [0,1] pixels
     augment:Augment=Augment() # what may be done to a training image
     held_out:str="test" # which of the two `test` is: "test" or "valid"
+    source:dict=field(default_factory=dict) # what else `load_task` was asked for: n_classes, size, data_dir
 
     def __post_init__(self):
         if len(self.classes) < 2:
@@ -282,8 +284,10 @@ def _cifar(name, data_dir=None, **_):
     _torchvision()
     from torchvision.datasets import CIFAR10, CIFAR100
     cls, home = (CIFAR10 if name == "cifar10" else CIFAR100), Path(data_dir or data_home())
+    new = not home.exists()
     try: sets = [cls(home, train=t, download=not (home/cls.base_folder).exists()) for t in (True, False)]
     except (urllib.error.URLError, RuntimeError, OSError) as e:
+        if new: shutil.rmtree(home, ignore_errors=True)
         raise InputError(f"{name} is not in {home} and could not be downloaded ({e}): "
                          f"put {cls.url.rsplit('/')[-1]} from {cls.url} there and unpack it, "
                          "or name its folder with data_dir") from None
@@ -313,16 +317,21 @@ def list_folder(
     "The image files below `folder/CLASS/`, at any depth, with their labels."
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: wanted {folder.name}/CLASS/*.jpg below {folder.parent}")
-    classes = classes or sorted(d.name for d in folder.iterdir() if d.is_dir())
+    classes = classes or _class_folders(folder)
     missing = [c for c in classes if not (folder/c).is_dir()]
     if missing:
         wanted = "wanted one folder a class, as in the training part"
         raise InputError(f"{folder} has no folder for class {missing[0]!r}: {wanted}")
-    files = [[p for p in sorted((folder/c).rglob("*")) if p.suffix.lower() in SUFFIXES] for c in classes]
+    image = lambda p: p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+    files = [[p for p in sorted((folder/c).rglob("*")) if image(p)] for c in classes]
     empty = [c for c, f in zip(classes, files) if not f]
     if empty:
         raise InputError(f"{folder/empty[0]} holds no image: wanted files ending in {', '.join(SUFFIXES)}")
     return [p for f in files for p in f], [k for k, f in enumerate(files) for _ in f], list(classes)
+
+def _class_folders(folder):
+    "Names of the folders in `folder`, hidden ones left out"
+    return sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 # %% ../nbs/01_data.ipynb #989b4c7f
 def read_image(
@@ -370,6 +379,8 @@ def _folder(data_dir=None, n_classes=None, size=None, seed=2023, name="folder", 
         raise InputError("task 'folder' needs data_dir: a folder that holds train/CLASS/* and test/CLASS/*")
     root = _root(name, data_dir, "", ("train", "test"), "wanted train/CLASS/* and test/CLASS/*")
     names = list_folder(root/"train")[2]
+    unknown = sorted(set(_class_folders(root/"test"))-set(names))
+    if unknown: raise InputError(f"{root}/test has a class {unknown[0]!r} that {root}/train lacks: wanted the same classes")
     names = [names[k] for k in class_subset(len(names), n_classes, seed)]
     if len(names) < 2: raise InputError(f"{root}/train holds {len(names)} class: wanted at least 2")
     part = lambda p: load_files(*list_folder(root/p, names)[:2], size)
@@ -383,12 +394,16 @@ def _folder(data_dir=None, n_classes=None, size=None, seed=2023, name="folder", 
 def _tiny_imagenet(data_dir=None, n_classes=None, size=None, seed=2023, **_):
     root = _root("tiny-imagenet", data_dir, "tiny-imagenet-200", ("train", "val/val_annotations.txt"),
                  "unpack tiny-imagenet-200.zip (cs231n.stanford.edu) there")
-    names = sorted(d.name for d in (root/"train").iterdir() if d.is_dir())
+    names = _class_folders(root/"train")
+    known = set(names)
     names = [names[k] for k in class_subset(len(names), n_classes, seed)]
     label = {c: k for k, c in enumerate(names)}
     files, labels, _ = list_folder(root/"train", names)
     with open(root/"val"/"val_annotations.txt") as f:
-        rows = [r[:2] for r in csv.reader(f, delimiter="\t") if len(r) > 1 and r[1] in label]
+        rows = [r[:2] for r in csv.reader(f, delimiter="\t") if len(r) > 1]
+    odd = next((r for r in rows if r[1] not in known), None)
+    if odd: raise InputError(f"{root}/val/val_annotations.txt gives {odd[0]} the class {odd[1]!r}, which train/ lacks")
+    rows = [r for r in rows if r[1] in label]
     test = load_files([root/"val"/"images"/r[0] for r in rows], [label[r[1]] for r in rows], size or 64)
     return load_files(files, labels, size or 64), test, tuple(names)
 
@@ -453,7 +468,7 @@ class StreamSet:
 def _imagenet(data_dir=None, n_classes=None, size=None, seed=2023, **_):
     root = _root("imagenet", data_dir, "imagenet", ("train", "val"),
                  "wanted the ILSVRC2012 folders train/CLASS/* and val/CLASS/*")
-    names = sorted(d.name for d in (root/"train").iterdir() if d.is_dir())
+    names = _class_folders(root/"train")
     names = [names[k] for k in class_subset(len(names), n_classes, seed)]
     size = size or 224
     def part(p):
@@ -487,4 +502,5 @@ def load_task(
         raise InputError(f"{name} has its own classes and size: {instead}")
     train, test, classes = load(n_classes=n_classes, size=size, data_dir=data_dir)
     if held_out == "valid": train, test = split_valid(train)
-    return Task(name, train, test, classes, epsilon, augment, held_out)
+    source = dict(n_classes=n_classes, size=size, data_dir=data_dir)
+    return Task(name, train, test, classes, epsilon, augment, held_out, source)

@@ -17,8 +17,8 @@ from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
 from .core import InputError, atomic_path, check_epsilon, check_images, check_labels
-from .core import full_precision, run_command
-from .data import ImageSet, Task, data_home, load_task
+from .core import check_target, full_precision, run_command
+from .data import TASKS, ImageSet, Task, data_home, load_task
 from .bounds import PairBound
 from .model import GloroNet
 from .margins import certified_radius, check_logits, vra
@@ -69,11 +69,12 @@ def certify(
     batch:int=512,              # images at a time
 )->pd.DataFrame:                # a row an image: pred, margin, radius, certified
     "Predictions with proved radii: `certified` where radius > ε (GloRo, arXiv:2102.08452)."
+    if not isinstance(model, GloroNet): raise InputError(f"model is a {type(model).__name__}: wanted a GloroNet, such as run.model")
+    if not isinstance(batch, int) or batch < 1: raise InputError(f"batch is {batch!r}: wanted a whole number >= 1")
     epsilon = check_epsilon(epsilon)
     check_images(images, model.image_shape)
     proved = _proved(model, pair_bound)
-    rows = [_rows(_logits(model, images[k:k+batch]), proved) for k in range(0, len(images), batch)]
-    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(dict(pred=[], margin=[], radius=[]))
+    table = _table([_rows(_logits(model, part), proved) for part in images.split(batch)])
     return table.assign(certified=table.radius > epsilon)
 
 def _proved(model, pair_bound):
@@ -87,13 +88,17 @@ def _proved(model, pair_bound):
 
 def _logits(model, images):
     "Class scores in full precision, checked, on the CPU in float64 (exact: no float32 is lost)"
-    with full_precision(): return check_logits(model(images.to(model.device)).cpu().double())
+    weights = next(model.parameters())
+    with full_precision(): return check_logits(model(images.to(weights)).cpu().double())
 
 def _rows(logits, proved):
     "A row an image: prediction, margin over the runner-up, certified radius"
-    top, radius = logits.topk(2, 1), certified_radius(logits, proved)
-    margin = top.values[:, 0]-top.values[:, 1]
-    return pd.DataFrame(dict(pred=top.indices[:, 0].numpy(), margin=margin.numpy(), radius=radius.numpy()))
+    top = logits.topk(2, 1)
+    return dict(pred=top.indices[:, 0], margin=top.values[:, 0]-top.values[:, 1], radius=certified_radius(logits, proved))
+
+def _table(parts):
+    "The rows of all batches, as one table"
+    return pd.DataFrame({k: torch.cat([p[k].cpu() for p in parts]).numpy() for k in parts[0]})
 
 # %% ../nbs/09_evaluate.ipynb #3256ba1f
 def wilson(
@@ -177,16 +182,19 @@ def evaluate(
 )->Evaluation:
     "Certify every test image of a task with proved constants."
     config, model = run.config, run.model
+    if task is None and config.task not in TASKS:
+        raise InputError(f"the run learned {config.task!r}, a task of your own: give it, evaluate(run, task)")
     if task is None: task = load_task(config.task, config.n_classes, config.size, config.data_dir, config.held_out)
     if task.image_shape != tuple(model.image_shape) or task.n_classes != model.n_classes:
         raise InputError(f"the model takes {model.image_shape} and tells {model.n_classes} classes apart, "
                          f"the task has {task.image_shape} and {task.n_classes}")
-    if not len(task.test): raise InputError(f"{task.name} has no {task.held_out} images")
-    epsilons = tuple(check_epsilon(e, zero=True) for e in ([config.epsilon] if epsilons is None else epsilons))
+    if epsilons is None or isinstance(epsilons, (str, int, float)): epsilons = [config.epsilon if epsilons is None else epsilons]
+    epsilons = tuple(check_epsilon(e, zero=True) for e in epsilons)
     clock = [time.perf_counter()]
     proved = model.pair_bound()
     constants = pd.DataFrame(model.constants(proved=proved))
-    loose = proved.sub_lipschitz.value/constants.estimate.prod()
+    estimate = constants.estimate.prod()
+    loose = proved.sub_lipschitz.value/estimate if estimate > 0 else 1.
     seconds, rows = dict(constants=time.perf_counter()-clock[0], forward=0., certificates=0.), []
     test = task.test.to(model.device)
     steps = -(-len(test)//batch)
@@ -196,10 +204,9 @@ def evaluate(
         clock = [time.perf_counter()]
         logits = _logits(model, images); clock.append(time.perf_counter())
         part = _rows(logits, proved); clock.append(time.perf_counter())
-        part.insert(0, "label", labels.cpu().numpy()); part.insert(0, "index", index.cpu().numpy())
-        rows.append(part)
+        rows.append(dict(index=index, label=labels, **part))
         for k, name in enumerate(("forward", "certificates")): seconds[name] += clock[k+1]-clock[k]
-    table = pd.concat(rows, ignore_index=True)
+    table = _table(rows)
     return Evaluation(table.assign(radius_est=table.radius*loose), epsilons, constants, proved, seconds)
 
 # %% ../nbs/09_evaluate.ipynb #972cbb3d
@@ -248,6 +255,7 @@ def main(argv=None)->int:
 
     def go(args):
         epsilons = [check_epsilon(e, zero=True) for e in args.epsilon] if args.epsilon else None
+        if args.table: check_target(args.table)
         run = load_pretrained(args.run, device=args.device)
         if args.data_dir: run.config = replace(run.config, data_dir=args.data_dir)
         result = evaluate(run, epsilons=epsilons)

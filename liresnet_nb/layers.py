@@ -37,6 +37,16 @@ def check_layer(
         if mine is None or mine is getattr(LipschitzLayer, method):
             found = f"layer {name} ({type(layer).__name__}) has no known Lipschitz constant"
             raise InputError(f"{found}: give it {method}(), as liresnet_nb.layers.LipschitzLayer describes")
+    forward, bound = _definer(layer, "forward"), _definer(layer, "lipschitz_bound")
+    declared = bound in forward.__bases__ and _definer(bound, "forward") in (nn.Module, None)
+    if not (issubclass(bound, forward) or declared):
+        raise InputError(f"layer {name} ({type(layer).__name__}) computes anew in {forward.__name__}.forward, but its "
+                         f"constant is that of {bound.__name__}: give it its own lipschitz_est() and lipschitz_bound()")
+
+def _definer(layer, method):
+    "The class in which `method` of a layer (or of a class) is written"
+    cls = layer if isinstance(layer, type) else type(layer)
+    return next((c for c in cls.__mro__ if method in vars(c)), None)
 
 # %% ../nbs/04_layers.ipynb #8a08aed9
 class OneLipschitz(LipschitzLayer):

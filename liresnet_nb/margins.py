@@ -94,7 +94,7 @@ def vra(
     "Verified-robust accuracy: share of images with correct prediction and radius > ε."
     if not len(radius): raise InputError("no images: an accuracy needs at least one")
     share = lambda e: ((radius > check_epsilon(e, zero=True)) & correct).double().mean().item()
-    return [share(e) for e in epsilons] if isinstance(epsilons, (list, tuple, Tensor)) else share(epsilons)
+    return share(epsilons) if isinstance(epsilons, (str, int, float)) else [share(e) for e in epsilons]
 
 # %% ../nbs/06_margins.ipynb #99120c7e
 def vra_estimate(

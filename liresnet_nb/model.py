@@ -10,10 +10,11 @@ import hashlib, re
 from collections import defaultdict
 from dataclasses import dataclass
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import InputError, choose, full_precision, seeded
 from .lipschitz import power_estimate, power_residual, power_step
-from .bounds import PairBound, pair_bound
+from .bounds import PairBound, check_bound, pair_bound
 from .layers import Centre, Conv, Dense, Flatten, LinearOperator, LinearResidual
 from .layers import MinMax, NormalizedHead, check_layer, pair_distances
 
@@ -72,8 +73,8 @@ class GloroNet(nn.Module):
         super().__init__()
         layers = list(layers)
         for k, layer in enumerate(layers): check_layer(str(k), layer)
-        if not hasattr(head, "rows"):
-            found = f"the head ({type(head).__name__}) has no rows()"
+        if not (hasattr(head, "rows") and hasattr(head, "bias")):
+            found = f"the head ({type(head).__name__}) has no rows() or no bias"
             raise InputError(f"{found}: wanted a linear head, such as liresnet_nb.layers.NormalizedHead")
         self.body, self.head = nn.Sequential(*layers), head
         self.image_shape, self.n_classes = tuple(image_shape), len(head.rows())
@@ -82,7 +83,7 @@ class GloroNet(nn.Module):
         images:Tensor,      # [B,C,H,W], pixels in [0,1]
     )->Tensor:              # logits, [B,m]
         "Pixels to logits."
-        return self.head(self.body(images))
+        return F.linear(self.body(images), self.head.rows(), self.head.bias)
 
     @property
     def device(self): return next(self.parameters()).device
@@ -92,9 +93,10 @@ class GloroNet(nn.Module):
         stacks = defaultdict(list)
         for op in self.modules():
             if isinstance(op, LinearOperator):
-                stacks[type(op), op.in_shape, op.out_shape, op.stride, op.padding].append(op)
-        for ops in stacks.values():
-            kernel = torch.stack([op.kernel() for op in ops])
+                stacks[op.in_shape, op.stride, op.padding, (kernel := op.kernel()).shape].append((op, kernel))
+        for pairs in stacks.values():
+            ops, kernels = zip(*pairs)
+            kernel = torch.stack(kernels)
             v = torch.stack([op.power_vector for op in ops])
             yield ops, kernel, v, (ops[0].stride, ops[0].padding)
 
@@ -130,17 +132,21 @@ class GloroNet(nn.Module):
         with full_precision():
             layers = []
             for k, layer in enumerate(self.body):
-                try: layers.append((f"{k} {type(layer).__name__}", layer.lipschitz_bound()))
+                try: layers.append((f"{k} {type(layer).__name__}", check_bound(layer.lipschitz_bound())))
                 except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
             return pair_bound(self.head.rows(), layers, self.image_shape, self.fingerprint())
 
     def fingerprint(self)->str:
-        "SHA-256 of all that decides the logits: weights and buffers, without the power vectors."
+        "SHA-256 of all that decides the logits: layers, their settings, weights and buffers; not the power vectors."
         digest = hashlib.sha256()
-        for k, v in self.state_dict().items():
-            if k.endswith("power_vector"): continue
-            digest.update(f"{k} {v.dtype} {tuple(v.shape)}".encode())
-            digest.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for name, module in self.named_modules():
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple)) and k != "training"}
+            digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(plain.items())}".encode())
+            tensors = {**module._parameters, **module._buffers}
+            for k, v in tensors.items():
+                if v is None or k == "power_vector": continue
+                digest.update(f"{k} {v.dtype} {tuple(v.shape)}".encode())
+                digest.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     @torch.no_grad()
@@ -155,8 +161,12 @@ class GloroNet(nn.Module):
         proved, rows = self.pair_bound() if proved is None else proved, []
         for layer, (name, bound) in zip(self.body, proved.layers):
             inside = [residuals[op] for op in layer.modules() if op in residuals]
-            rows.append(dict(layer=name, estimate=layer.lipschitz_est(known).item(),
-                             residual=max(inside, default=0.), bound=bound.value, proof=bound.proof))
+            estimate = layer.lipschitz_est(known).item()
+            if estimate > bound.value*(1+1e-4):
+                raise InputError(f"layer {name}: the estimate {estimate:.6g} lies above the bound {bound.value:.6g}, "
+                                 "so one of them is not what it says: check the layer's own lipschitz_bound()")
+            rows.append(dict(layer=name, estimate=estimate, residual=max(inside, default=0.),
+                             bound=bound.value, proof=bound.proof))
         return rows
 
 # %% ../nbs/05_model.ipynb #c7227d74

@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.io as pio
 import torch
 import liresnet_nb
-from .core import atomic_path, check_epsilon, run_command
+from .core import atomic_path, check_epsilon, check_target, run_command
 from .data import ImageSet, Task, load_task
 from .model import n_parameters
 from .train import Run
@@ -149,13 +149,15 @@ def main(argv=None)->int:
     parser = argparse.ArgumentParser("liresnet-report", description=about)
     parser.add_argument("run", metavar="RUN", help=which)
     parser.add_argument("--epsilon", nargs="+", metavar="E", help=radii)
-    parser.add_argument("--out", help="the page; report.html in the run's folder if not given")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    parser.add_argument("--data-dir", metavar="FOLDER", help="where the data lie, if not where the run found them")
+    parser.add_argument("--out", metavar="FILE", help="the page; report.html in the run's folder if not given")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")
     def go(args):
         epsilons = [check_epsilon(e) for e in args.epsilon] if args.epsilon else None
+        if args.out: check_target(args.out)
         run = load_pretrained(args.run, device=args.device)
         c = run.config
-        task = load_task(c.task, c.n_classes, c.size, c.data_dir, c.held_out)
+        task = load_task(c.task, c.n_classes, c.size, args.data_dir or c.data_dir, c.held_out)
         result = evaluate(run, task, epsilons)
         small = isinstance(task.train, ImageSet) and len(task.train) <= 30_000
         baseline = nearest_neighbour(task.train, task.test) if small else None

@@ -266,3 +266,70 @@ def test_bad_shapes_are_refused():
     with pytest.raises(InputError, match="square"): build_model("L1W8", (1, 8, 16), 3)
     with pytest.raises(InputError, match="even number"): MinMax()(torch.zeros(1, 3, 2, 2))
     with pytest.raises(InputError, match="was made for inputs"): build_model("L1W8", (1, 8, 8), 3)(torch.zeros(1, 1, 16, 16))
+
+
+class Row(LinearOperator):
+    "A 1×k convolution, as a user might write it."
+    def __init__(self):
+        super().__init__((1, 8, 8), 4)
+        self.weight, self.out_shape = torch.nn.Parameter(torch.ones(4, 1, 1, 5)), (4, 8, 4)
+
+    def kernel(self): return self.weight
+
+
+def test_kernels_without_a_proof_are_refused():
+    for kernel in (torch.ones(2, 2, 1, 4), torch.ones(2, 2, 5, 3), torch.ones(2, 2, 3)):
+        with pytest.raises(InputError, match="has no proof here"): symbol_bound(kernel, 2)
+    with pytest.raises(InputError, match="has no proof here"): operator_bound(torch.ones(2, 2, 1, 4), (2, 20, 20))
+    with pytest.raises(InputError, match=r"layer 0 \(Row\).*has no proof here"): GloroNet([Row(), Flatten()], NormalizedHead(128, 2), (1, 8, 8)).pair_bound()
+
+
+def test_a_constant_inherited_under_a_new_forward_is_refused():
+    class Ten(MinMax):
+        def forward(self, x): return 10*super().forward(x)
+
+    class Circular(Conv):
+        def forward(self, x): return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), self.kernel(), self.bias)
+
+    class Own(Conv):
+        def kernel(self): return 2*self.weight
+    for layer in (Ten(), Circular((2, 6, 6), 2, 3, padding=1)):
+        with pytest.raises(InputError, match="computes anew"): GloroNet([layer, Flatten()], NormalizedHead(72, 2), (2, 6, 6))
+    GloroNet([Own((2, 6, 6), 2, 3, padding=1), Flatten()], NormalizedHead(72, 2), (2, 6, 6)).pair_bound()
+
+
+class Liar(LipschitzLayer):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x): return 3*x
+    def lipschitz_est(self, known): return torch.tensor(3.)
+    def lipschitz_bound(self): return self.answer
+
+
+def test_bounds_that_are_none_or_below_the_estimate_are_refused():
+    net = lambda answer: GloroNet([Liar(answer), Flatten()], NormalizedHead(4, 2), (1, 2, 2))
+    with pytest.raises(InputError, match="returned a float: wanted a Bound"): net(3.).pair_bound()
+    with pytest.raises(InputError, match="estimate 3 lies above the bound 2"): net(Bound(2., "a slip")).constants()
+
+
+def test_a_head_is_what_its_rows_say():
+    class Cubed(NormalizedHead):
+        def forward(self, x): return super().forward(x)**3
+    model, x = GloroNet([Flatten()], Cubed(4, 3), (1, 2, 2)), torch.rand(5, 1, 2, 2)
+    torch.testing.assert_close(model(x), F.linear(x.flatten(1), model.head.rows(), model.head.bias))
+
+
+def test_operators_of_equal_shapes_and_other_kernels_do_not_share_a_stack():
+    class Both(LipschitzLayer):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Conv((1, 8, 8), 2, 3, 2, 1), Conv((1, 8, 8), 2, 4, 2, 1)
+
+        def forward(self, x): return self.a(x)+self.b(x)
+        def lipschitz_est(self, known): return known[self.a]+known[self.b]
+        def lipschitz_bound(self): return self.a.lipschitz_bound()+self.b.lipschitz_bound()
+    model = GloroNet([Both(), Flatten()], NormalizedHead(32, 2), (1, 8, 8))
+    model.power_step(200)
+    assert model.sub_lipschitz_est().item() <= model.pair_bound().sub_lipschitz.value*(1+1e-6)

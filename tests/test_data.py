@@ -79,6 +79,7 @@ def test_what_a_task_refuses(digits):
     for change, words in [(dict(test=dataclasses.replace(digits.test, labels=labels+5)), "labels run from 5 to 14: wanted 0 to 9"), (dict(classes=("a",)), "at least two"),
                           (dict(test=draw_glyphs(10, 2)), "wanted one shape"), (dict(test=digits.test.subset(slice(0, 0))), "empty part")]:
         with pytest.raises(InputError, match=words): bad(**change)
+    with pytest.raises(InputError, match="labels are torch.uint8"): bad(test=dataclasses.replace(digits.test, labels=labels.to(torch.uint8)))
     with pytest.raises(InputError, match="labels run from -1"): bad(train=dataclasses.replace(digits.train, labels=digits.train.labels-1))
 
 
@@ -86,7 +87,7 @@ def test_what_a_set_of_images_refuses(digits):
     pixels, y = digits.test.images(slice(0, 4)), digits.test.labels[:4]
     assert torch.equal(ImageSet(pixels, y, 1.).images(), pixels)          # floats are welcome with scale 1
     for raw, labels, scale, words in [(pixels*2, y, 1., "pixels from"), (pixels/0, y, 1., "NaN"), (pixels, y, 255., "wanted uint8, or float with scale=1"), (pixels[0], y, 1., "wanted .N,C,H,W."),
-                                      (pixels, y[:2], 1., "2 labels"), (digits.test.raw[:4]*9, y, 16., "white is 16")]:
+                                      (pixels, y[:2], 1., "2 labels"), (pixels, y, 0., "scale is 0"), (pixels, y, float("nan"), "scale is nan"), (digits.test.raw[:4]*9, y, 16., "white is 16")]:
         with pytest.raises(InputError, match=words): ImageSet(raw, labels, scale)
 
 
@@ -167,8 +168,9 @@ def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot read image .*bee.1\.png"): load_task("folder", data_dir=tmp_path)
     Image.new("RGB", (7, 9)).save(tmp_path/"train"/"bee"/"1.png")
     with pytest.raises(InputError, match=r"1\.png is \(9, 7\) pixels.*give size"): load_task("folder", data_dir=tmp_path)
+    (tmp_path/"train"/".ipynb_checkpoints").mkdir()                       # hidden folders are no classes
     (tmp_path/"test"/"cow").rename(tmp_path/"test"/"hen")
-    with pytest.raises(InputError, match="no folder for class 'cow'"): load_task("folder", data_dir=tmp_path, size=8)
+    with pytest.raises(InputError, match="a class 'hen' that .* lacks"): load_task("folder", data_dir=tmp_path, size=8)
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
@@ -177,7 +179,8 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
 
     def refuse(self): raise OSError("network is down")
     monkeypatch.setattr(CIFAR10, "download", refuse)
-    with pytest.raises(InputError, match=r"network is down.*cifar-10-python\.tar\.gz.*data_dir"): load_task("cifar10", data_dir=tmp_path)
+    with pytest.raises(InputError, match=r"network is down.*cifar-10-python\.tar\.gz.*data_dir"): load_task("cifar10", data_dir=tmp_path/"new")
+    assert not (tmp_path/"new").exists()
 
 
 def test_cifar_is_read_from_its_unpacked_folder(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 "The shipped model keeps its word; rows, curves, commands and refusals."
+import dataclasses
 import hashlib
 import math
 import shutil
@@ -85,11 +86,16 @@ def test_what_certify_refuses(shipped, digits):
     for images, epsilon, words in [(good*255, .3, "pixels from"), ((good*255).byte(), .3, "uint8"), (good/0, .3, "NaN or infinity"), (good[0], .3, r"wanted \[B,C,H,W\]"), (good.expand(3, 3, 8, 8), .3, "made for"),
                                    (torch.rand(1, 1, 16, 16), .3, "made for"), (good.numpy(), .3, "ndarray"), (good, 0, "epsilon is 0"), (good, -1, "epsilon is -1"), (good, float("nan"), "epsilon is nan"), (good, "x", "cannot read")]:
         with pytest.raises(InputError, match=words): certify(shipped.model, images, epsilon)
+    with pytest.raises(InputError, match="wanted a GloroNet"): certify(shipped, good, .3)
+    with pytest.raises(InputError, match="batch is 0"): certify(shipped.model, good, .3, batch=0)
     with pytest.raises(InputError, match="PairBound"): certify(shipped.model, good, .3, pair_bound=torch.rand(10, 10)+1)
     broken = load_pretrained("digits").model
     broken.head.bias.data[0] = math.nan
     with pytest.raises(InputError, match="NaN"): certify(broken, good, .3)
     assert len(certify(shipped.model, good[:0], .3)) == 0
+    broken = load_pretrained("digits").model
+    broken.body[1].weight.data[0] = math.inf
+    with pytest.raises(InputError, match="layer 1 .Conv.*infinity"): certify(broken, good, .3)
 
 
 def test_a_task_that_does_not_fit_is_refused(shipped):
@@ -112,8 +118,15 @@ def test_constants_of_other_weights_are_refused(digits):
     proved = model.pair_bound()
     model.power_step(3)                                   # power vectors decide no logit
     assert (certify(model, images, .3, pair_bound=proved).pred == certify(model, images, .3).pred).all()
-    model.head.bias.data[0] += 1e-3
-    with pytest.raises(InputError, match="weights it has no more"): certify(model, images, .3, pair_bound=proved)
+    with pytest.raises(InputError, match="other model|no more"): certify(load_pretrained("digits").model.double(), images, .3, pair_bound=proved)
+    def bias(m): m.head.bias.data[0] += 1e-3
+    def attribute(m): m.body[3].scale = 5.
+    def buffer(m): m.body[3].delta.mul_(4)
+    def layer(m): m.body[2] = torch.nn.Identity()
+    for change in (bias, attribute, buffer, layer):
+        model = load_pretrained("digits").model
+        change(model)
+        with pytest.raises(InputError, match="weights it has no more"): certify(model, images, .3, pair_bound=proved)
 
 
 def test_full_precision_whatever_is_switched_on(shipped, digits):
@@ -121,6 +134,30 @@ def test_full_precision_whatever_is_switched_on(shipped, digits):
     usual = certify(shipped.model, images, .3)
     with torch.autocast("cpu", torch.bfloat16): again = certify(shipped.model, images, .3)
     pd.testing.assert_frame_equal(usual, again)
+    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = "tf32", "bf16"
+        pd.testing.assert_frame_equal(usual, certify(shipped.model, images, .3))
+        assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == ("tf32", "bf16")
+    finally: torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def test_float64_images_are_certified_as_the_model_sees_them(shipped, digits):
+    images = digits.test.images(slice(0, 5))
+    pd.testing.assert_frame_equal(certify(shipped.model, images.double(), .3), certify(shipped.model, images, .3))
+
+
+def test_a_network_that_is_constant_has_no_nan(digits):
+    run = load_pretrained("digits")
+    run.model.body[14].weight.data.zero_()
+    result = evaluate(run, digits, 0.1, progress=False)
+    assert not result.table.radius_est.isna().any() and result.vra_est(0.1) >= result.vra(0.1)
+
+
+def test_a_run_on_a_task_of_ones_own_wants_the_task(shipped):
+    run = dataclasses.replace(shipped, config=dataclasses.replace(shipped.config, task="mine"))
+    with pytest.raises(InputError, match="give it, evaluate.run, task."): evaluate(run)
+    with pytest.raises(InputError, match="task of your own"): run.config.command()
 
 
 def test_load_pretrained_from_a_file_and_with_a_hash(tmp_path):
@@ -151,7 +188,7 @@ def test_the_certify_command(tiny_run, capsys):
     assert "0.1412" in out and "VRA (proved)" in out and "product" in out
     rows = pd.read_csv(tiny_run.path/"certified.csv")
     assert len(rows) == 450 and list(rows.columns[:5]) == ["index", "label", "pred", "margin", "radius"]
-    for bad in (["nowhere"], [str(tiny_run.path), "--epsilon", "-1"], [str(tiny_run.path), "--device", "abacus"]):
+    for bad in ([str(tiny_run.path), "--table", "/no/dir/x.csv"], [str(tiny_run.path), "--table", "/"], [str(tiny_run.path), "--epsilon", "nan"], ["nowhere"], [str(tiny_run.path), "--epsilon", "-1"], [str(tiny_run.path), "--device", "abacus"]):
         assert module.main(bad) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
@@ -161,6 +198,13 @@ def test_the_report_is_one_self_contained_page(tmp_path, capsys):
     assert "1-NN certificate" in capsys.readouterr().out
     assert page.count('class="plotly-graph-div"') == 4 and '<script src="http' not in page and "<link" not in page
     assert "not covered" in page and [p.name for p in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_the_report_command_refuses_in_one_line_before_it_works(capsys):
+    for bad in (["digits", "--out", "/no/dir/r.html"], ["digits", "--out", "/"], ["nowhere"], ["digits", "--epsilon", "0"]):
+        assert report.main(bad) == 2
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1 and not captured.out
 
 
 def test_figures_draw_what_the_tables_say(result, shipped, digits):

@@ -82,6 +82,11 @@ def test_what_certificates_refuse():
         with pytest.raises(InputError): vra(torch.rand(2), torch.ones(2, dtype=torch.bool), bad)
 
 
+def test_vra_takes_any_list_of_radii():
+    import numpy as np
+    assert vra(torch.tensor([0.5]), torch.tensor([True]), np.array([0.1, 0.9])) == [1., 0.] and vra(torch.tensor([0.5]), torch.tensor([True]), "1/4") == 1
+
+
 def test_vra_is_strict_and_counts_right_answers_only():
     radius, right = torch.tensor([0.5, 0.5, 1.]), torch.tensor([True, False, True])
     assert vra(radius, right, [0, 0.49, 0.5, 2]) == [2/3, 2/3, 1/3, 0]
@@ -150,6 +155,14 @@ def test_vra_estimate_agrees_with_the_radius_when_the_estimate_is_the_bound():
     radius = certified_radius(f, proved)
     assert vra_estimate(f.double(), y, proved.matrix, 0.2).item() == pytest.approx(vra(radius, f.argmax(1) == y, 0.2))
     assert torch.equal(margins(f).amin(1), torch.zeros(300))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_losses_refuse(name):
+    f, y, K, loss = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.rand(3, 3), get_loss(name)
+    for args, words in [((f, y+1, K, .1), "labels run from 1 to 3"), ((f, y-100, K, .1), "labels run from"), ((f, y.int(), K, .1), "int32"), ((f, y[:2], K, .1), r"wanted \[B,m\]"),
+                        ((f, y, K, -.1), "epsilon is -0.1"), ((f, y, K, math.nan), "epsilon is nan")]:
+        with pytest.raises(InputError, match=words): loss(*args)
 
 
 def test_unknown_loss_suggests_the_nearest():

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 
 from liresnet_nb import train
 from liresnet_nb.core import InputError
-from liresnet_nb.data import Augment, ImageSet, Task
+from liresnet_nb.data import Augment, ImageSet, Task, load_task
 from liresnet_nb.layers import Centre, Dense, Flatten, LipschitzLayer, MinMax, NormalizedHead
 from liresnet_nb.model import GloroNet, build_model
 from liresnet_nb.train import Diverged, TrainConfig, epsilon_at, fit, load_run, lr_at, make_config, read_checkpoint
@@ -174,7 +175,8 @@ def test_checkpoints_that_cannot_be_used_say_why(tmp_path, tiny_run):
     with pytest.raises(InputError, match="format 99 .liresnet_nb 9.0"): load_run(bad)
     save_file(tensors, bad, dict(liresnet_nb=json.dumps({**meta, "model": {**meta["model"], "width": 16}})))
     with pytest.raises(InputError, match="another architecture"): load_run(bad)
-    save_file({**tensors, "model.head.bias": tensors["model.head.bias"]*math.nan}, bad, dict(liresnet_nb=json.dumps(meta)))
+    broken = {**tensors, "model.head.bias": tensors["model.head.bias"]*math.nan}
+    save_file(broken, bad, dict(liresnet_nb=json.dumps({**meta, "sha256": train._digest(broken)})))
     with pytest.raises(InputError, match="NaN or infinity in head.bias"): load_run(bad)
     with pytest.raises(InputError, match="no checkpoint at"): load_run(tmp_path/"nowhere")
 
@@ -278,3 +280,110 @@ def test_the_command_line(tmp_path, capsys):
     assert all("--"+f.name.replace("_", "-") in text for f in dataclasses.fields(TrainConfig)) and "l2 radius" in text
 
 
+
+
+def test_a_task_keeps_its_identity_in_the_config(tmp_path):
+    from liresnet_nb.evaluate import evaluate
+    run = fit(load_task("glyphs", n_classes=3), model="L1W8", epochs=1, device="cpu", progress=False, out=tmp_path/"r")
+    assert run.config.n_classes == 3 and len(evaluate(load_run(tmp_path/"r"), progress=False).table) == 75 and "--n-classes 3" in run.config.command()
+    assert fit(load_task("digits", held_out="valid"), **TINY).config.held_out == "valid"
+
+
+def test_a_run_goes_on_and_is_judged_when_its_data_have_moved(tmp_path):
+    from liresnet_nb import evaluate, report
+    from test_data import make_folder
+    make_folder(tmp_path/"here", n=6, size=16)
+    settings = dict(model="L1W8", epochs=2, batch=9, device="cpu", progress=False, shift=0, flip=False)
+    run = fit("folder", data_dir=tmp_path/"here", **settings, out=tmp_path/"r")
+    (tmp_path/"here").rename(tmp_path/"there")
+    again = fit("folder", data_dir=str(tmp_path/"there"), **settings, out=tmp_path/"r")
+    assert torch.equal(weights(again.model), weights(run.model))
+    assert evaluate.main([str(tmp_path/"r"), "--device", "cpu"]) == 2
+    for command in (evaluate, report): assert command.main([str(tmp_path/"r"), "--data-dir", str(tmp_path/"there"), "--device", "cpu"]) == 0
+
+
+def test_two_runs_that_start_at_once_cannot_share_a_folder(tmp_path):
+    a, b = (train.check_config(make_config("digits", seed=s), .3, Augment()) for s in (0, 1))
+    train._claim(tmp_path/"r", a, "")
+    train._claim(tmp_path/"r", a, "")                                # the same run: fine
+    (tmp_path/"r"/"config.json").rename(tmp_path/"first.json")
+    claims = iter([False, True])                                     # not there yet when looked for, there when claimed
+    original = pathlib.Path.exists
+
+    def late(self, *a, **k):
+        if self.name == "config.json" and next(claims, True) is False:
+            (tmp_path/"first.json").rename(tmp_path/"r"/"config.json")
+            return False
+        return original(self, *a, **k)
+    pathlib.Path.exists = late
+    try:
+        with pytest.raises(InputError, match="seed is 0 there and 1 here"): train._claim(tmp_path/"r", b, "")
+    finally: pathlib.Path.exists = original
+    assert json.loads((tmp_path/"r"/"config.json").read_text())["seed"] == 0
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
+    run = fit("digits", **TINY, out=tmp_path/"r")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path/"r"/f".checkpoint.safetensors.{dead.pid}.tmp").write_text("half")
+    (tmp_path/"r"/f".checkpoint.safetensors.{os.getpid()}.tmp").write_text("being written")
+    assert torch.equal(weights(fit("digits", **TINY, out=tmp_path/"r").model), weights(run.model))
+    assert [p.name for p in (tmp_path/"r").glob(".*.tmp")] == [f".checkpoint.safetensors.{os.getpid()}.tmp"]
+
+
+def test_a_full_disk_does_not_lose_the_model(tmp_path, monkeypatch, capsys):
+    def full(*a, **k): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(train, "save_file", full)
+    with pytest.warns(UserWarning, match="No space left"): run = fit("digits", **TINY, out=tmp_path/"r")
+    assert run.path is None and len(run.history) == 3 and run.model.pair_bound()
+    with pytest.warns(UserWarning): assert train.main(["--task", "digits", "--model", "L1W8", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path/"s")]) == 2
+    assert "could not be written" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_tracking_keeps_history_and_tracks_alike(monkeypatch):
+    original, calls = train.threats, 0
+
+    def stop(*a):
+        nonlocal calls
+        calls += 1
+        if calls == 2: raise KeyboardInterrupt
+        return original(*a)
+    monkeypatch.setattr(train, "threats", stop)
+    run = fit("digits", **TINY, track=True)
+    assert run.interrupted and len(run.history) == len(run.threatening) == len(run.runner_up) == 1
+
+
+def test_a_flipped_bit_and_a_broken_text_are_noticed(tmp_path, tiny_run):
+    tensors, meta = read_checkpoint(tiny_run.path)
+    bad = tmp_path/"checkpoint.safetensors"
+    save_file({**tensors, "model.head.bias": tensors["model.head.bias"]+1e-6}, bad, dict(liresnet_nb=json.dumps(meta)))
+    with pytest.raises(InputError, match="numbers are not those"): load_run(bad)
+    for text in ("not json", "[1]", "{}"):
+        save_file(tensors, bad, dict(liresnet_nb=text))
+        with pytest.raises(InputError, match="is damaged"): load_run(bad)
+    save_file(tensors, bad, dict(liresnet_nb=json.dumps({**meta, "config": {**meta["config"], "telepathy": 1}})))
+    with pytest.raises(InputError, match="was written by liresnet_nb .*telepathy"): load_run(bad)
+    (tmp_path/"r").mkdir()
+    (tmp_path/"r"/"config.json").write_text("[1]")
+    with pytest.raises(InputError, match="damaged"): fit("digits", **TINY, out=tmp_path/"r")
+
+
+@pytest.mark.parametrize("fields, words", [
+    (dict(lr="0.1"), "lr is '0.1': wanted a number"), (dict(seed=1.5), "seed is 1.5"), (dict(seed=None), "seed is None"), (dict(track="yes"), "wanted True or False"), (dict(flip="no"), "flip is 'no'"),
+    (dict(epochs=True), "epochs is True"), (dict(dense=-2), "dense is -2"), (dict(dense=7), "dense is 7"), (dict(size=0), "size is 0"), (dict(clip=None), "clip is None"), (dict(model=3), "wanted LxWy or a GloroNet"),
+    (dict(model=torch.nn.Linear(2, 2)), "wanted LxWy or a GloroNet"), (dict(task=7), "wanted a name or a Task"), (dict(task=("a", "b")), "wanted a name or a Task")])
+def test_settings_of_the_wrong_type_are_refused_in_one_line(fields, words):
+    with pytest.raises(InputError, match=words) as e: fit(**{**TINY, "task": "digits", **fields})
+    assert "\n" not in str(e.value)
+
+
+def test_help_is_readable_also_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "liresnet_nb.train", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "passes over the training images" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path/"file").write_text("")
+    assert train.main(["--task", "digits", "--model", "L1W8", "--device", "cpu", "--out", str(tmp_path/"file"/"r")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
