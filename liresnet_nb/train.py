@@ -279,6 +279,7 @@ def open_run(
         raise InputError(f"{folder} holds a different run ({differences}): choose another folder, or delete it")
     return tensors, meta
 
+# %% ../nbs/08_train.ipynb #282aebfe
 def _claim(folder, config, fingerprint):
     "Make the folder this run's: of two that start at once, the second finds the first one's config and is told"
     folder.mkdir(parents=True, exist_ok=True)
@@ -430,6 +431,7 @@ def fit(
         out = Path(out) if out else None
         return _fit(task, model.to(device), config, out, progress and rank == 0, rank, world)
 
+# %% ../nbs/08_train.ipynb #037e23da
 def _settings(task, model, config, fields):
     "The complete config of a call to `fit`"
     if not isinstance(task, (str, Task)): raise InputError(f"task is a {type(task).__name__}: wanted a name or a Task")
@@ -453,7 +455,7 @@ def _settings(task, model, config, fields):
     if config.data_dir: config = replace(config, data_dir=str(Path(config.data_dir).resolve()))
     return check_config(config, epsilon, augment)
 
-# %% ../nbs/08_train.ipynb #77f2a1bc
+# %% ../nbs/08_train.ipynb #86d870c0
 def _fit(task, model, config, folder, progress, rank, world):
     "`fit`, once everything is an object and every setting is known"
     fingerprint = task.train.fingerprint() if folder else ""
@@ -496,6 +498,7 @@ def _fit(task, model, config, folder, progress, rank, world):
     tracked = [torch.stack(v) if v else None for v in track.values()]
     return Run(model, pd.DataFrame(history), config, None if unsaved else folder, task.classes, interrupted, *tracked)
 
+# %% ../nbs/08_train.ipynb #b53c4654
 def _save(folder, model, optimizer, track, meta):
     "The state at the end of an epoch; without Adam's once the run is finished"
     state = optimizer.state_dict()["state"] if optimizer else {}
