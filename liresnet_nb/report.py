@@ -17,7 +17,7 @@ from .core import atomic_path, check_epsilon, check_target, run_command
 from .data import ImageSet, Task, load_task
 from .model import n_parameters
 from .train import Run
-from .evaluate import Evaluation, evaluate, load_pretrained, nearest_neighbour, show, vra_curve
+from .evaluate import CLAIM, Evaluation, evaluate, load_pretrained, nearest_neighbour, show, vra_curve
 from .figures import extremes, plot_constants, plot_history, plot_images, plot_vra
 
 # %% ../nbs/12_report.ipynb #0456b82b
@@ -115,9 +115,7 @@ def _footer(run):
 
 # %% ../nbs/12_report.ipynb #8a019d41
 _CLAIM = ("<p>A prediction is certified when no perturbation of l2 length ε can change it: "
-          "its margin over every class i exceeds ε·K<sub>ji</sub>, with K proved. "
-          "The claim holds in real arithmetic: the constants are proved, "
-          "the rounding of the logits is not covered.</p>")
+          "its margin over every class i exceeds ε·K<sub>ji</sub>, with K proved. "+CLAIM+"</p>")
 
 def report_page(
     run:Run,
