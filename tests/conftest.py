@@ -11,6 +11,12 @@ settings.load_profile("default")
 TINY = dict(model="L1W8", epochs=3, batch=256, shift=1, save_seconds=0., device="cpu", progress=False)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    "What a test draws without a generator of its own is the same each time."
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     from liresnet_nb.train import fit

@@ -10,7 +10,7 @@ import torch
 
 from liresnet_nb import evaluate as module
 from liresnet_nb import report
-from liresnet_nb.core import InputError
+from liresnet_nb.core import InputError, full_precision
 from liresnet_nb.evaluate import certify, evaluate, load_pretrained, nearest_neighbour, vra_curve, wilson
 from liresnet_nb.figures import extremes, plot_constants, plot_history, plot_images, plot_vra
 
@@ -138,6 +138,8 @@ def test_full_precision_whatever_is_switched_on(shipped, digits):
     try:
         torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = "tf32", "bf16"
         pd.testing.assert_frame_equal(usual, certify(shipped.model, images, .3))
+        with full_precision():
+            assert {s.fp32_precision for s in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)} == {"ieee"}
         assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == ("tf32", "bf16")
     finally: torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before
 
