@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .core import InputError, atomic_path, check_epsilon, check_images, check_labels
 from .core import check_target, full_precision, run_command
-from .data import TASKS, ImageSet, Task, data_home, load_task
+from .data import ImageSet, Task, data_home
 from .bounds import PairBound
 from .model import GloroNet
 from .margins import certified_radius, check_logits, vra
-from .train import Run, load_run
+from .train import Run, load_run, task_of
 
 # %% ../nbs/09_evaluate.ipynb #848abde4
 PRETRAINED = dict(digits="digits.safetensors")   # files in liresnet_nb/pretrained
@@ -182,9 +182,7 @@ def evaluate(
 )->Evaluation:
     "Certify every test image of a task with proved constants."
     config, model = run.config, run.model
-    if task is None and config.task not in TASKS:
-        raise InputError(f"the run learned {config.task!r}, a task of your own: give it, evaluate(run, task)")
-    if task is None: task = load_task(config.task, config.n_classes, config.size, config.data_dir, config.held_out)
+    if task is None: task = task_of(config)
     if task.image_shape != tuple(model.image_shape) or task.n_classes != model.n_classes:
         raise InputError(f"the model takes {model.image_shape} and tells {model.n_classes} classes apart, "
                          f"the task has {task.image_shape} and {task.n_classes}")

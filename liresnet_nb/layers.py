@@ -153,7 +153,6 @@ class NormalizedHead(nn.Module):
         "The rows as applied, [m,D], each of length 1."
         length = norm(self.weight)
         return self.weight/torch.where(length > 0, length, torch.ones_like(length))[:, None]
-    def forward(self, x:Tensor)->Tensor: return F.linear(x, self.rows(), self.bias)
 
 # %% ../nbs/04_layers.ipynb #cb86188e
 def pair_distances(

@@ -7,6 +7,7 @@ __all__ = ['report_page', 'main']
 
 # %% ../nbs/12_report.ipynb #1680b558
 import argparse, html, platform
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
@@ -16,7 +17,7 @@ import liresnet_nb
 from .core import atomic_path, check_epsilon, check_target, run_command
 from .data import ImageSet, Task, load_task
 from .model import n_parameters
-from .train import Run
+from .train import Run, task_of
 from .evaluate import CLAIM, Evaluation, evaluate, load_pretrained, nearest_neighbour, show, vra_curve
 from .figures import extremes, plot_constants, plot_history, plot_images, plot_vra
 
@@ -154,8 +155,8 @@ def main(argv=None)->int:
         epsilons = [check_epsilon(e) for e in args.epsilon] if args.epsilon else None
         if args.out: check_target(args.out)
         run = load_pretrained(args.run, device=args.device)
-        c = run.config
-        task = load_task(c.task, c.n_classes, c.size, args.data_dir or c.data_dir, c.held_out)
+        if args.data_dir: run.config = replace(run.config, data_dir=args.data_dir)
+        task = task_of(run.config)
         result = evaluate(run, task, epsilons)
         small = isinstance(task.train, ImageSet) and len(task.train) <= 30_000
         baseline = nearest_neighbour(task.train, task.test) if small else None
