@@ -15,7 +15,7 @@ import plotly.io as pio
 import torch
 import liresnet_nb
 from .core import atomic_path, check_epsilon, check_target, run_command
-from .data import ImageSet, Task, load_task
+from .data import ImageSet, Task
 from .model import n_parameters
 from .train import Run, task_of
 from .evaluate import CLAIM, Evaluation, evaluate, load_pretrained, nearest_neighbour, show, vra_curve
