@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'CLAIM', 'load_pretrained', 'certify', 'wilson', 'nearest_neighbour', 'Evaluation', 'vra_curve',
-           'evaluate', 'show', 'main']
+           'evaluate', 'show', 'looseness']
 
 # %% ../nbs/11_evaluate.ipynb #d4753153
-import argparse, hashlib, time, urllib.error
-from dataclasses import dataclass, replace
+import hashlib, time, urllib.error
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 import pandas as pd
@@ -16,11 +16,10 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path, check_epsilon, check_images, check_labels
-from .core import check_target, full_precision, run_command
+from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, choose
 from .data import ImageSet, Task, data_home
 from .bounds import PairBound
-from .model import GloroNet
+from .model import ARITHMETIC, GloroNet
 from .margins import certified_radius, check_logits, vra
 from .train import Run, load_run, task_of
 
@@ -66,6 +65,8 @@ def certify(
     images:Tensor,              # [B,C,H,W], pixels in [0,1]
     epsilon:float,              # l2 radius, [0,1] pixels, > 0
     pair_bound:PairBound|None=None, # proved constants of this very model, if you have them already
+    arithmetic:str="real",      # what is claimed: "real", or the execution in "float32" (or "float64")
+    proof:str="auto",           # of the constants: "explicit", "symbol", "tight", or the cheap one for each
     batch:int=512,              # images at a time
 )->pd.DataFrame:                # a row an image: pred, margin, radius, certified
     "Predictions with proved radii: `certified` where radius > ε (GloRo, arXiv:2102.08452)."
@@ -73,12 +74,13 @@ def certify(
     if not isinstance(batch, int) or batch < 1: raise InputError(f"batch is {batch!r}: wanted a whole number >= 1")
     epsilon = check_epsilon(epsilon)
     check_images(images, model.image_shape)
-    proved = _proved(model, pair_bound)
-    table = _table([_rows(_logits(model, part), proved) for part in images.split(batch)])
+    choose(arithmetic, ARITHMETIC, "arithmetic")
+    proved = _proved(model, pair_bound, proof)
+    table = _table([_rows(model, _run(model, part, arithmetic), proved, arithmetic) for part in images.split(batch)])
     return table.assign(certified=table.radius > epsilon)
 
-def _proved(model, pair_bound):
-    if pair_bound is None: return model.pair_bound()
+def _proved(model, pair_bound, proof="auto"):
+    if pair_bound is None: return model.pair_bound(proof)
     if not isinstance(pair_bound, PairBound):
         raise InputError(f"a certificate needs a PairBound (model.pair_bound()), not a {type(pair_bound).__name__}")
     if (pair_bound.weights, pair_bound.image_shape) != (model.fingerprint(), model.image_shape):
@@ -86,15 +88,25 @@ def _proved(model, pair_bound):
                          "prove them anew with model.pair_bound()")
     return pair_bound
 
-def _logits(model, images):
-    "Class scores in full precision, checked, on the CPU in float64 (exact: no float32 is lost)"
-    weights = next(model.parameters())
-    with full_precision(): return check_logits(model(images.to(weights)).cpu().double())
+def _run(model, images, arithmetic):
+    "The named forward pass, in the arithmetic of the claim; logits checked"
+    dtype, weights = ARITHMETIC[arithmetic], next(model.parameters()).dtype
+    if arithmetic != "real" and weights != dtype:
+        raise InputError(f"arithmetic is {arithmetic!r}, the model's weights are {weights}: claim 'real', or convert the model")
+    x = images.to(dtype)
+    if (x.to(images.dtype) != images).any():
+        raise InputError(f"images are no {dtype} numbers, so a {arithmetic} execution never sees them: round them first")
+    run = model.plain(x)
+    check_logits(run.logits)
+    return run
 
-def _rows(logits, proved):
+def _rows(model, run, proved, arithmetic):
     "A row an image: prediction, margin over the runner-up, certified radius"
+    logits = run.logits.cpu().double()
     top = logits.topk(2, 1)
-    return dict(pred=top.indices[:, 0], margin=top.values[:, 0]-top.values[:, 1], radius=certified_radius(logits, proved))
+    slack, growth = model.rounding(run, proved, logits.argmax(1), arithmetic)
+    radius = certified_radius(logits, proved, slack, growth)
+    return dict(pred=logits.argmax(1), margin=top.values[:, 0]-top.values[:, 1], radius=radius)
 
 def _table(parts):
     "The rows of all batches, as one table"
@@ -132,9 +144,11 @@ class Evaluation:
     "One row an image, and what was computed on the way; every figure comes from the rows."
     table:pd.DataFrame       # index, label, pred, margin, radius (proved), radius_est (estimated: not a certificate)
     epsilons:tuple           # radii asked about, [0,1] pixels
-    constants:pd.DataFrame   # a row a layer: estimate, residual, bound, proof
+    constants:pd.DataFrame   # a row a layer: low, estimate, residual, bound, proof
     pair_bound:PairBound     # the proved constants
     seconds:dict             # constants, forward, certificates
+    low:float                # of everything before the head: the best pair of inputs that was found
+    arithmetic:str="real"    # what is claimed
 
     @property
     def correct(self)->Tensor:
@@ -179,6 +193,9 @@ def evaluate(
     epsilons=None,                # l2 radii, [0,1] pixels; None: the run's own epsilon
     batch:int=512,                # images at a time
     progress:bool=True,           # show a bar?
+    arithmetic:str="real",        # what is claimed: "real", or the execution in "float32"
+    proof:str="auto",             # of the constants: "explicit", "symbol", "tight", or the cheap one for each
+    pair_bound:PairBound|None=None, # proved constants of this very model, if you have them already
 )->Evaluation:
     "Certify every test image of a task with proved constants."
     config, model = run.config, run.model
@@ -189,23 +206,25 @@ def evaluate(
     if epsilons is None or isinstance(epsilons, (str, int, float)): epsilons = [config.epsilon if epsilons is None else epsilons]
     epsilons = tuple(check_epsilon(e, zero=True) for e in epsilons)
     clock = [time.perf_counter()]
-    proved = model.pair_bound()
+    choose(arithmetic, ARITHMETIC, "arithmetic")
+    proved = model.pair_bound(proof, progress=progress) if pair_bound is None else _proved(model, pair_bound)
     constants = pd.DataFrame(model.constants(proved=proved))
     estimate = constants.estimate.prod()
     loose = proved.sub_lipschitz.value/estimate if estimate > 0 else 1.
     seconds, rows = dict(constants=time.perf_counter()-clock[0], forward=0., certificates=0.), []
     test = task.test.to(model.device)
     steps = -(-len(test)//batch)
-    bar = dict(total=steps, desc="certifying", disable=not progress or steps <= 4, leave=False)
+    bar, low = dict(total=steps, desc="certifying", disable=not progress or steps <= 4, leave=False), 0.
     for images, labels, index in tqdm(test.batches(batch), **bar):
         check_images(images, model.image_shape); check_labels(labels, model.n_classes)
+        if not low: low = model.lipschitz_low(images[:16])
         clock = [time.perf_counter()]
-        logits = _logits(model, images); clock.append(time.perf_counter())
-        part = _rows(logits, proved); clock.append(time.perf_counter())
+        found = _run(model, images, arithmetic); clock.append(time.perf_counter())
+        part = _rows(model, found, proved, arithmetic); clock.append(time.perf_counter())
         rows.append(dict(index=index, label=labels, **part))
         for k, name in enumerate(("forward", "certificates")): seconds[name] += clock[k+1]-clock[k]
     table = _table(rows)
-    return Evaluation(table.assign(radius_est=table.radius*loose), epsilons, constants, proved, seconds)
+    return Evaluation(table.assign(radius_est=table.radius*loose), epsilons, constants, proved, seconds, low, arithmetic)
 
 # %% ../nbs/11_evaluate.ipynb #972cbb3d
 def show(
@@ -221,48 +240,33 @@ def show(
         head.append("1-NN certificate")
         for row, share in zip(rows, vra_curve(baseline, result.epsilons).vra): row.append(f"{share:.1%}")
     told = result.constants[(result.constants.estimate != 1) | (result.constants.proof != "1-Lipschitz")]
-    layers = [[r.layer, f"{r.estimate:.5f}", f"{r.residual:.1e}", f"{r.bound:.5f}", r.proof] for r in told.itertuples()]
-    product = f"{result.constants.estimate.prod():.5f}", "", f"{result.pair_bound.sub_lipschitz.value:.5f}"
+    layers = [[r.layer, f"{r.low:.5f}", f"{r.estimate:.5f}", f"{r.residual:.1e}", f"{r.bound:.5f}", r.proof] for r in told.itertuples()]
+    bound, estimate = result.pair_bound.sub_lipschitz.value, result.constants.estimate.prod()
+    layers.append(["product", f"{result.constants.low.prod():.5f}", f"{estimate:.5f}", "", f"{bound:.5f}", ""])
+    layers.append(["whole", f"{result.low:.5f}", "", "", f"{bound:.5f}", looseness(result)])
     return "\n".join([
         f"{c.task} ({len(result.table)} {c.held_out} images), {c.model}, {c.loss}, seed {c.seed}",
         f"clean accuracy {result.clean_acc:.1%}   mean certified radius {result.mean_radius:.3f}", "",
         *_columns(head, rows), "",
-        *_columns(["layer", "estimate", "residual", "bound", "proof"], [*layers, ["product", *product, ""]]), "",
+        *_columns(["layer", "low", "estimate", "residual", "bound", "proof"], layers), "",
         f"constants proved in {took['constants']:.1f} s; "
-        f"{took['forward']:.3f} s for the logits, {took['certificates']:.3f} s for the certificates", CLAIM])
+        f"{took['forward']:.3f} s for the logits, {took['certificates']:.3f} s for the certificates", CLAIM[result.arithmetic]])
 
-CLAIM = "The claim holds in real arithmetic: the constants are proved, the rounding of the logits is not covered."
+CLAIM = dict(
+    real="Claimed: the network over the real numbers keeps its answer in the whole ball; constants and logits are proved, "
+         "rounding included.",
+    float32="Claimed: the float32 run of model.plain (unfold + matmul, no TF32) keeps its answer at every float32 image of the "
+            "ball; constants and logits are proved, rounding included.",
+    float64="Claimed: the float64 run of model.plain (unfold + matmul) keeps its answer at every float64 image of the ball; "
+            "constants and logits are proved, rounding included.")
+
+def looseness(result:Evaluation)->str:
+    "How far the product of the bounds lies above the best pair of inputs found for the whole network."
+    if not result.low: return "no pair of inputs found that differs"
+    return f"at most {result.pair_bound.sub_lipschitz.value/result.low:.2f} times too large"
 
 def _columns(head, rows):
     "Lines of a table: the first and the last column to the left, numbers to the right"
     widths = [max(len(r[k]) for r in [head, *rows]) for k in range(len(head))]
     side = lambda k, text: text.ljust(widths[k]) if k == 0 or head[k] == "proof" else text.rjust(widths[k])
     return ["  "+"   ".join(side(k, text) for k, text in enumerate(r)).rstrip() for r in [head, *rows]]
-
-# %% ../nbs/11_evaluate.ipynb #3646fbe4
-def main(argv=None)->int:
-    "The command `liresnet-certify`."
-    parser = argparse.ArgumentParser("liresnet-certify",
-                                     description="Certify a trained run on its test images, print what is proved.")
-    add = parser.add_argument
-    add("run", metavar="RUN", help="folder of a run, a checkpoint file, or 'digits' for the model in the package")
-    add("--epsilon", nargs="+", metavar="E", help="l2 radii in [0,1] pixels, e.g. 0.3 36/255; the run's own if not given")
-    add("--data-dir", metavar="FOLDER", help="where the data lie, if not where the run found them")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")
-    add("--table", metavar="FILE", help="CSV file for the rows; certified.csv in the run's folder if not given")
-
-    def go(args):
-        epsilons = [check_epsilon(e, zero=True) for e in args.epsilon] if args.epsilon else None
-        if args.table: check_target(args.table)
-        run = load_pretrained(args.run, device=args.device)
-        if args.data_dir: run.config = replace(run.config, data_dir=args.data_dir)
-        result = evaluate(run, epsilons=epsilons)
-        print(show(result, run))
-        target = Path(args.table) if args.table else run.path/"certified.csv" if run.path.is_dir() else None
-        if target:
-            with atomic_path(target) as p: result.table.to_csv(p, index=False)
-            print(f"one row an image: {target}")
-    return run_command(go, parser, argv)
-
-# %% ../nbs/11_evaluate.ipynb #3a5a935f
-if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main())   # a notebook has no __file__

@@ -105,13 +105,24 @@ def power_residual(
 
 # %% ../nbs/02_lipschitz.ipynb #4ee1fb6f
 def operator_matrix(
-    kernel:Tensor,      # one convolution [O,I,k,k] or matrix [O,I]
+    kernel:Tensor,      # one convolution [O,I,kh,kw], or a matrix [O,I]
     in_shape:tuple,     # (I,H,W), or (I,) for a matrix
-    stride:int=1,       # of the convolution
-    padding:int=0,      # zeros around the input
+    stride=1,           # of the convolution; one number, or (vertical, horizontal)
+    padding=0,          # zeros around the input; one number, or (vertical, horizontal)
 )->Tensor:              # [O·H'·W', I·H·W], the dtype of `kernel`
-    "The matrix of the layer as applied: with its stride, its padding and its input size."
+    "The matrix of the layer as applied: with its stride, its padding and its input size; entries are copied, not computed."
     if kernel.ndim == 2: return kernel
-    n = math.prod(in_shape)
-    basis = torch.eye(n, dtype=kernel.dtype, device=kernel.device).reshape(n, *in_shape)
-    return F.conv2d(basis, kernel, stride=stride, padding=padding).reshape(n, -1).T
+    O, I, kh, kw = kernel.shape
+    places = [[(out, out*s+tap-p) for out in range((n+2*p-k)//s+1) if 0 <= out*s+tap-p < n]
+              for n, k, s, p in zip(in_shape[1:], (kh, kw), _pair(stride), _pair(padding)) for tap in range(k)]
+    h, w = ((n+2*p-k)//s+1 for n, k, s, p in zip(in_shape[1:], (kh, kw), _pair(stride), _pair(padding)))
+    A = kernel.new_zeros(O, h, w, I, *in_shape[1:])
+    for a in range(kh):
+        for b in range(kw):
+            rows, columns = places[a], places[kh+b]
+            if not rows or not columns: continue
+            (y, r), (x, c) = torch.tensor(rows).T[..., None], torch.tensor(columns).T
+            A[:, y, x, :, r, c] = kernel[:, :, a, b]
+    return A.reshape(O*h*w, -1)
+
+def _pair(n): return (n, n) if isinstance(n, int) else tuple(n)

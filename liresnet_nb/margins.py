@@ -46,16 +46,18 @@ def _matrix(pair_bound, logits):
 def certified_radius(
     logits:Tensor,           # class scores, [B,m]
     pair_bound:PairBound,    # proved constants of logit j minus logit i, [m,m], logits per unit pixel-l2
+    slack=0.,                # what rounding may have taken from the margins, [B,m]; 0: logits are exact
+    growth=0.,               # what it may take more per unit of radius, [B,m]
 )->Tensor:                   # l2 radius, [B], float64 on the CPU, [0,1] pixels; 0 at a tie, may be infinite
     "Radius within which the prediction cannot change (GloRo, arXiv:2102.08452)."
     f = check_logits(logits.detach()).cpu().double()
     K = _matrix(pair_bound, logits)
     pred = f.argmax(1)
-    gap, rows = margins(f), K[pred]
+    gap, rows = margins(f)*(1-2**-50)-slack*(1+2**-50), (K[pred]+growth)*(1+2**-50)
     ratio = torch.where(gap > 0, gap/rows, 0.)            # a positive margin over a zero constant is infinite
-    # two roundings (difference, quotient) of 2⁻⁵³ each: step down past both: radius > ε implies the inequality
+    # each rounding is 2⁻⁵³: step down past all of them, so that radius > ε implies the inequality
     radius = torch.where(_others(f, pred), ratio, torch.inf).amin(1)*(1-2**-50)
-    return radius
+    return torch.where(radius.isfinite(), radius.nextafter(torch.zeros_like(radius)), radius)
 
 # %% ../nbs/08_margins.ipynb #2bd7c21f
 def _rivals(logits, pair, epsilon):

@@ -18,7 +18,7 @@ from .core import atomic_path, check_epsilon, check_target, run_command
 from .data import ImageSet, Task
 from .model import n_parameters
 from .train import Run, task_of
-from .evaluate import CLAIM, Evaluation, evaluate, load_pretrained, nearest_neighbour, show, vra_curve
+from .evaluate import CLAIM, Evaluation, evaluate, load_pretrained, looseness, nearest_neighbour, show, vra_curve
 from .figures import extremes, plot_constants, plot_history, plot_images, plot_vra
 
 # %% ../nbs/15_report.ipynb #0456b82b
@@ -94,11 +94,12 @@ def _constants(result):
     "The constant of every layer, their product, and what the proof cost."
     c, seconds = result.constants, result.seconds
     layers = c[~((c.estimate == 1) & (c.proof == "1-Lipschitz"))]
-    how = dict(estimate="{:.5f}".format, bound="{:.5f}".format, residual="{:.1e}".format)
+    how = dict(low="{:.5f}".format, estimate="{:.5f}".format, bound="{:.5f}".format, residual="{:.1e}".format)
     proved = result.pair_bound.sub_lipschitz.value
     cost = (f"Proved in {seconds['constants']:.1f} s; {seconds['forward']:.2f} s for the logits, "
             f"{seconds['certificates']:.3f} s for the certificates.")
-    product = f"Product: estimated {c.estimate.prod():.5f}, proved {proved:.5f}."
+    product = (f"Product: estimated {c.estimate.prod():.5f}, proved {proved:.5f}; for the whole network some pair of inputs is "
+               f"stretched by {result.low:.5f}, so the product is {looseness(result)}.")
     return _plot(plot_constants(c)), _table(layers, formatters=how), f"<p class='sub'>{product} {cost}</p>"
 
 # %% ../nbs/15_report.ipynb #b744f1bc
@@ -116,7 +117,7 @@ def _footer(run):
 
 # %% ../nbs/15_report.ipynb #8a019d41
 _CLAIM = ("<p>A prediction is certified when no perturbation of l2 length ε can change it: "
-          "its margin over every class i exceeds ε·K<sub>ji</sub>, with K proved. "+CLAIM+"</p>")
+          "its margin over every class i exceeds ε·K<sub>ji</sub>, with K proved. {}</p>")
 
 def report_page(
     run:Run,
@@ -127,7 +128,7 @@ def report_page(
     "The report as one self-contained page."
     config = run.config
     rows = "First row: wrong answers (label → answer), then the smallest certified radii. Second row: the largest."
-    body = [_cards(result, baseline), _CLAIM,
+    body = [_cards(result, baseline), _CLAIM.format(CLAIM[result.arithmetic]),
             "<h2>VRA against the radius</h2>", *_radii(result, baseline),
             "<h2>Training</h2>", _plot(plot_history(run.history)),
             f"<h2>Least and most robust {task.held_out} images</h2><p class='sub'>{rows}</p>",
