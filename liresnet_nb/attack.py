@@ -143,9 +143,10 @@ def _whole(**numbers):
 
 def _radii(epsilon, images):
     "A radius an image, [B,1,1,1]"
-    if not isinstance(epsilon, Tensor): epsilon = torch.full((len(images),), check_epsilon(epsilon), dtype=torch.float64)
-    if epsilon.shape != images.shape[:1]:
-        raise InputError(f"epsilon has shape {list(epsilon.shape)}: wanted a radius for each of {len(images)} images")
+    n = len(images)
+    if not isinstance(epsilon, Tensor): epsilon = torch.full((n,), check_epsilon(epsilon), dtype=torch.float64)
+    if epsilon.shape != (n,):
+        raise InputError(f"epsilon has shape {list(epsilon.shape)}: wanted a radius for each of {n} images")
     if not ((epsilon >= 0) & (epsilon < torch.inf)).all():
         raise InputError("epsilon holds a radius that is negative, infinite or NaN: wanted finite radii >= 0")
     return epsilon.to(images).view(-1, 1, 1, 1)
@@ -156,10 +157,11 @@ def _given(model, images, labels, epsilon, batch):
     if not len(images): raise InputError("no images: an attack needs at least one")
     weights = next(model.parameters())
     images = images.detach().to(weights.dtype)
-    with torch.no_grad(): parts = [model(part.to(weights.device)).to(images.device) for part in images.split(batch)]
-    logits = check_logits(torch.cat(parts))
+    with torch.no_grad(): parts = [model(part.to(weights.device)) for part in images.split(batch)]
+    logits = check_logits(torch.cat(parts).to(images.device))
     labels = check_labels(labels, logits.shape[1]).to(images.device)
-    if len(labels) != len(images): raise InputError(f"{len(labels)} labels for {len(images)} images: wanted one each")
+    if len(labels) != len(images):
+        raise InputError(f"{len(labels)} labels for {len(images)} images: wanted one each")
     return _Given(images, labels, _radii(epsilon, images), logits)
 
 def _starts(given, index, *key):
@@ -173,7 +175,8 @@ def _runs(model, given, standing, loss, steps, restarts, targets, seed, batch, b
     _wants(given.logits, LOSSES[choose(loss, LOSSES, "loss")], loss)
     targets = min(9, n_classes-1) if targets is None else targets
     _whole(steps=steps, restarts=restarts, targets=targets)
-    if targets >= n_classes: raise InputError(f"targets is {targets}: {n_classes} classes have {n_classes-1} rivals")
+    if targets >= n_classes:
+        raise InputError(f"targets is {targets}: {n_classes} classes have {n_classes-1} rivals")
     if box not in (None, (0, 1)): raise InputError(f"box is {box!r}: wanted (0, 1) or None")
     rivals = given.logits.scatter(1, given.labels[:, None], -torch.inf).argsort(1, descending=True)
     images, best = given.images.clone(), torch.full_like(given.logits[:, 0], -torch.inf)
@@ -210,16 +213,16 @@ def apgd(
     box:tuple|None=(0, 1),   # range of a pixel; None: all reals
     progress:bool=True,      # show a bar?
 )->Tensor:                   # [B,C,H,W], in the model's precision; misclassified where the attack succeeded
-    "Auto-PGD in l2: the first misclassified iterate of each image, else the one of highest loss (arXiv:2003.01690)."
+    "Auto-PGD in l2: the first misclassified iterate, else the one of highest loss (arXiv:2003.01690)."
     given = _given(model, images, labels, epsilon, batch)
     correct = given.logits.argmax(1) == given.labels
     return _runs(model, given, correct, loss, steps, restarts, targets, seed, batch, box, progress)[0]
 
 # %% ../nbs/13_attack.ipynb #2873a76e
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Attacked:
     "One row an image, and the adversarial examples."
-    table:pd.DataFrame    # label, pred (clean), correct, robust (never broken), broken_by, distance (l2; NaN: none found)
+    table:pd.DataFrame    # label, pred (clean), correct, robust, broken_by, distance (l2; NaN: not broken)
     images:Tensor         # adversarial examples, [B,C,H,W]; the image itself where none was found
 
     @property
@@ -228,6 +231,9 @@ class Attacked:
     def pgd_acc(self)->float:
         "Share of images that are right and stay so: an upper bound on the robust accuracy."
         return float(self.table.robust.mean())
+    def __repr__(self):
+        return (f"{len(self.table)} images: {self.clean_acc:.1%} are classified correctly, "
+                f"{self.pgd_acc:.1%} withstand the attack")
 
 @full_precision()
 def attack(
@@ -268,7 +274,7 @@ def line_search(
     cap:float=10.,           # l2, as far as an infinite radius goes
     batch:int=256,           # images at a time
 )->Tensor:                   # [B,C,H,W], in the model's precision
-    "The points where f_y − max_{i≠y} f_i is smallest; the prediction has changed there, if anywhere on the lines."
+    "The points where f_y − max_{i≠y} f_i is smallest: there the prediction changes, if anywhere on the lines."
     _whole(steps=steps, rivals=rivals)
     given = _given(model, images, labels, radius.clamp(max=check_epsilon(cap)), batch)
     order = given.logits.scatter(1, given.labels[:, None], -torch.inf).argsort(1, descending=True)
@@ -303,7 +309,8 @@ class Audit(Attacked):
         "Share of images that are right and certified: a lower bound on the robust accuracy."
         return float((self.table.certified & (self.table.pred == self.table.label)).mean())
     def __repr__(self):
-        return (f"{len(self.table)} images, l2 radius {self.epsilon:.4g}: {self.clean_acc:.1%} are classified correctly, "
+        return (f"{len(self.table)} images, l2 radius {self.epsilon:.4g}: "
+                f"{self.clean_acc:.1%} are classified correctly, "
                 f"{self.pgd_acc:.1%} withstand Auto-PGD ({self.steps} steps), {self.vra:.1%} are certified. "
                 f"The robust accuracy lies between {self.vra:.1%} and {self.pgd_acc:.1%}.")
 
@@ -325,7 +332,7 @@ def audit(
     batch:int=256,           # images at a time
     progress:bool=True,      # show a bar?
 )->Audit:
-    "Certify and attack the same images: VRA <= accuracy under attack <= clean accuracy, or `BrokenCertificate`."
+    "Certify and attack the same images: VRA <= accuracy under attack <= clean, or `BrokenCertificate`."
     epsilon = check_epsilon(epsilon)
     proved = certify(model, images, epsilon, batch=batch)     # the claim is about real arithmetic: see `_holds`
     attacked = attack(model, images, labels, epsilon, steps, restarts, seed, batch, progress)
@@ -333,8 +340,9 @@ def audit(
     for row in table[table.certified & (table.pred == table.label) & ~table.robust].itertuples():
         image, adversarial = images[row.Index].to(attacked.images), attacked.images[row.Index]
         if _holds(model, image, row.label, adversarial, epsilon):
-            raise BrokenCertificate(f"image {row.Index} (class {row.label}) has certified radius {row.radius:.6g}, yet "
-                                    f"{row.broken_by!r} changes the prediction within {epsilon:.6g}: the proof is wrong")
+            raise BrokenCertificate(
+                f"image {row.Index} (class {row.label}) has certified radius {row.radius:.6g}, yet "
+                f"{row.broken_by!r} changes the prediction within {epsilon:.6g}: the proof is wrong")
         table.loc[row.Index, ["robust", "broken_by"]] = True, ""      # rounding, not the network
     result = Audit(table, attacked.images, epsilon, steps)
     assert result.vra <= result.pgd_acc <= result.clean_acc
