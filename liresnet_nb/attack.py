@@ -9,6 +9,7 @@ __all__ = ['TINY', 'LOSSES', 'dlr', 'dlr_targeted', 'checkpoints', 'apgd', 'Atta
 # %% ../nbs/13_attack.ipynb #0518677b
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 import pandas as pd
@@ -51,6 +52,11 @@ def dlr_targeted(
     return -lead/(top[:, 0]-(top[:, 2]+top[:, 3])/2).clamp_min(TINY)
 
 LOSSES = dict(ce=2, dlr=3, targeted=4)     # name -> classes it needs
+
+def _objective(loss, labels, target):
+    "The loss of that name, as a function of the logits"
+    return dict(ce=lambda z: F.cross_entropy(z, labels, reduction="none"), dlr=lambda z: dlr(z, labels),
+                targeted=lambda z: dlr_targeted(z, labels, target))[loss]
 
 def _wants(logits, least, loss):
     "Refuse a loss that needs more classes than there are"
@@ -187,10 +193,9 @@ def _runs(model, given, standing, loss, steps, restarts, targets, seed, batch, b
             start = _starts(given, index, seed, "attack", loss, rank, restart)
             x, start, y, r, t = (v.to(device) for v in (given.images[index], start, given.labels[index],
                                                         given.radius[index], rivals[index, rank]))
-            objective = dict(ce=lambda z: F.cross_entropy(z, y, reduction="none"), dlr=lambda z: dlr(z, y),
-                             targeted=lambda z: dlr_targeted(z, y, t))[loss]
+            look = partial(_look, model, _objective(loss, y, t), y)
             bar = dict(desc=f"{loss}, {len(index)} images", disable=not progress or steps <= 4, leave=False)
-            end = _climb(lambda x: _look(model, objective, y, x), x, start, r, steps, box, bar)
+            end = _climb(look, x, start, r, steps, box, bar)
             end = _Point(*(v.to(images.device) for v in end))
             better = end.wrong | (end.loss > best[index])
             images[index[better]], best[index[better]] = end.images[better], end.loss[better]
