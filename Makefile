@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help demo test lab readme prepare soak clean
+.PHONY: help demo test lab readme prepare soak cross clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -28,6 +28,10 @@ test: .venv/.development  ## every check: notebooks and library agree, lint, tes
 
 soak: .venv/.development  ## the property tests at ten thousand cases each
 	$(BIN)/python -m pytest -q -m property --hypothesis-profile=soak
+
+cross: .venv/.development  ## our Auto-PGD beside torchattacks (which pins an old requests: installed without it)
+	$(BIN)/python -m pip install -q --no-deps torchattacks==3.5.1
+	$(BIN)/python tests/cross_torchattacks.py
 
 lab: .venv/.development  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
