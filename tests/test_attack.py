@@ -10,6 +10,8 @@ from liresnet_nb import attack as module
 from liresnet_nb.attack import BrokenCertificate, apgd, attack, audit, checkpoints, dlr, dlr_targeted, line_search
 from liresnet_nb.core import InputError, generator
 from liresnet_nb.evaluate import certify, load_pretrained
+from liresnet_nb.layers import Flatten, NormalizedHead
+from liresnet_nb.model import GloroNet
 
 quiet = dict(progress=False)
 
@@ -340,15 +342,20 @@ def test_a_certificate_that_claims_too_much_is_found_out(sample, monkeypatch):
     assert not (result.table.certified & ~result.table.robust & (result.table.pred == result.table.label)).any()
 
 
-def test_a_break_holds_in_float64_and_inside_the_ball_or_not_at_all():
-    model = linear(torch.tensor([[1., 0.], [0., 1.]]), torch.tensor([0., -1e-9]), (1, 1, 2), torch.float32)
-    x = torch.tensor([[[0.6, 0.5]]])
+def axes(bias):
+    "Two pixels, two classes: the brighter pixel wins."
+    net = GloroNet([Flatten()], NormalizedHead(2, 2), (1, 1, 2))
+    net.head.weight.data, net.head.bias.data = torch.eye(2), torch.tensor([0., bias])
+    return net
+
+
+def test_a_break_holds_in_the_arithmetic_of_the_claim_and_inside_the_ball_or_not_at_all():
+    model, x = axes(-1e-9), torch.tensor([[[0.6, 0.5]]])
     for point, holds in (([0.5, 0.6], True), ([0.58, 0.52], False), ([0.6, 0.9], False)):
-        assert module._holds(model, x, 0, torch.tensor([[point]]), 0.2) is holds
-    assert next(model.parameters()).dtype == torch.float32
-    rounded = linear(torch.tensor([[1., 0.], [0., 1.]]), torch.tensor([0., 1e-9]), (1, 1, 2), torch.float32)
-    even = torch.tensor([[[0.5, 0.5]]])                                 # class 1 by 1e-9: float32 sees a tie and says 0
-    assert predict(rounded, even[None]).item() == 0 and not module._holds(rounded, even, 1, even, 0.2)
+        for arithmetic in ("real", "float32"): assert module._holds(model, x, 0, torch.tensor([[point]]), 0.2, arithmetic) is holds
+    rounded, even = axes(1e-9), torch.tensor([[[0.5, 0.5]]])            # class 1 by 1e-9: float32 sees a tie and says 0
+    assert predict(rounded, even[None]).item() == 0
+    assert not module._holds(rounded, even, 1, even, 0.2, "real") and module._holds(rounded, even, 1, even, 0.2, "float32")
 
 
 def test_what_is_refused(shipped, sample):

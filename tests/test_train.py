@@ -290,7 +290,7 @@ def test_a_task_keeps_its_identity_in_the_config(tmp_path):
 
 
 def test_a_run_goes_on_and_is_judged_when_its_data_have_moved(tmp_path):
-    from liresnet_nb import evaluate, report
+    from liresnet_nb import certificate, report
     from test_data import make_folder
     make_folder(tmp_path/"here", n=6, size=16)
     settings = dict(model="L1W8", epochs=2, batch=9, device="cpu", progress=False, shift=0, flip=False)
@@ -298,8 +298,8 @@ def test_a_run_goes_on_and_is_judged_when_its_data_have_moved(tmp_path):
     (tmp_path/"here").rename(tmp_path/"there")
     again = fit("folder", data_dir=str(tmp_path/"there"), **settings, out=tmp_path/"r")
     assert torch.equal(weights(again.model), weights(run.model))
-    assert evaluate.main([str(tmp_path/"r"), "--device", "cpu"]) == 2
-    for command in (evaluate, report): assert command.main([str(tmp_path/"r"), "--data-dir", str(tmp_path/"there"), "--device", "cpu"]) == 0
+    assert certificate.main([str(tmp_path/"r"), "--device", "cpu"]) == 2
+    for command in (certificate, report): assert command.main([str(tmp_path/"r"), "--data-dir", str(tmp_path/"there"), "--device", "cpu"]) == 0
 
 
 def test_two_runs_that_start_at_once_cannot_share_a_folder(tmp_path):
