@@ -7,7 +7,7 @@ __all__ = ['PRETRAINED', 'CLAIM', 'load_pretrained', 'certify', 'wilson', 'neare
            'evaluate', 'show', 'looseness']
 
 # %% ../nbs/11_evaluate.ipynb #d4753153
-import hashlib, time, urllib.error
+import hashlib, math, time, urllib.error
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -106,6 +106,8 @@ def _rows(model, run, proved, arithmetic):
     top = logits.topk(2, 1)
     slack, growth = model.rounding(run, proved, logits.argmax(1), arithmetic)
     radius = certified_radius(logits, proved, slack, growth)
+    if arithmetic != "real":     # the claim is about pixels in [0,1], and no two such images lie farther apart than this
+        radius = torch.where(radius > math.prod(model.image_shape)**.5, torch.inf, radius)
     return dict(pred=logits.argmax(1), margin=top.values[:, 0]-top.values[:, 1], radius=radius)
 
 def _table(parts):

@@ -82,7 +82,6 @@ class GloroNet(nn.Module):
             raise InputError(f"{found}: wanted a linear head, such as liresnet_nb.layers.NormalizedHead")
         self.body, self.head = nn.Sequential(*layers), head
         self.image_shape, self.n_classes = tuple(image_shape), len(head.rows())
-        self._proved = {}   # the last `pair_bound`, by fingerprint and proof
 
     def forward(self,
         images:Tensor,      # [B,C,H,W], pixels in [0,1]
@@ -137,9 +136,7 @@ class GloroNet(nn.Module):
         claims:dict|None=None, # (proof, value) by operator's name: prove these very numbers instead of finding some
         progress:bool=False,   # show a bar?
     )->PairBound:
-        "K_ji as a certificate needs it, proved; kept until weights or settings change."
-        key = self.fingerprint(), proof
-        if claims is None and key in self._proved: return self._proved[key]
+        "K_ji as a certificate needs it, proved for the weights of the moment."
         layers, operators = [], []
         bar = tqdm(desc="proving", unit=" steps", disable=not progress, leave=False)
         with full_precision(), bar:
@@ -152,9 +149,7 @@ class GloroNet(nn.Module):
                     layers.append((f"{k} {type(layer).__name__}", check_bound(layer.lipschitz_bound(known))))
                     bar.update()
                 except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
-            proved = pair_bound(self.head.rows(), layers, self.image_shape, key[0], tuple(operators))
-        if claims is None: self._proved = {key: proved}
-        return proved
+            return pair_bound(self.head.rows(), layers, self.image_shape, self.fingerprint(), tuple(operators))
 
     def fingerprint(self)->str:
         "SHA-256 of all that decides the logits: layers, their settings, weights and buffers; not the power vectors."

@@ -6,7 +6,7 @@
 __all__ = ['PROOFS', 'Gram', 'top_value', 'cholesky_bound', 'operator_bound']
 
 # %% ../nbs/05_proofs.ipynb #c643dd32
-import math
+import hashlib, math
 from fractions import Fraction
 import numpy as np
 import torch
@@ -163,6 +163,18 @@ def operator_bound(
     choose(proof, PROOFS, "proof")
     kernel = check_weights(kernel)
     if not kernel.any(): return NOTHING
+    if claim is not None: return _prove(kernel, in_shape, stride, padding, proof, claim, step)
+    content = hashlib.sha256(kernel.cpu().contiguous().numpy().tobytes()).hexdigest()
+    key = content, tuple(kernel.shape), tuple(in_shape), stride, padding, proof
+    if key not in _found:
+        if len(_found) == 1000: _found.pop(next(iter(_found)))
+        _found[key] = _prove(kernel, in_shape, stride, padding, proof, None, step)
+    return _found[key]
+
+_found = {}     # bounds that were proved, by what they were proved for
+
+def _prove(kernel, in_shape, stride, padding, proof, claim, step):
+    "The proof that suits the operator's size"
     if kernel.ndim == 2: small = min(kernel.shape)
     else:
         O, I, k, _ = check_kernel(kernel).shape

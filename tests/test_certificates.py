@@ -1,0 +1,402 @@
+"The attack suite: what earlier certifiers got wrong, tried on this one; and certificates as files."
+import dataclasses
+import json
+import math
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_constants import networks
+
+from liresnet_nb import certificate
+from liresnet_nb.attack import apgd, audit, line_search
+from liresnet_nb.bounds import PairBound
+from liresnet_nb.certificate import check_certificate, read_certificate, write_certificate
+from liresnet_nb.core import InputError
+from liresnet_nb.evaluate import certify, evaluate, load_pretrained
+from liresnet_nb.layers import Centre, Conv, Dense, Flatten, LinearOperator, LipschitzLayer, MinMax, NormalizedHead
+from liresnet_nb.model import ARITHMETIC, GloroNet
+from liresnet_nb.rounding import UNIT
+
+NECK, DENSE = 11, 14          # places in the body of the shipped model
+
+
+def shipped(): return load_pretrained("digits").model
+
+
+def column(table, name): return torch.tensor(table[name].to_numpy())
+
+
+def predict(model, images, arithmetic): return model.plain(images.to(ARITHMETIC[arithmetic])).logits.argmax(1)
+
+
+# Ties (klasleino/gloro #9)
+
+def test_a_network_that_outputs_zeros_certifies_nothing(digits):
+    model, images = shipped(), digits.test.images(slice(0, 50))
+    for p in (model.body[DENSE].weight, model.body[DENSE].bias, model.head.bias): p.data.zero_()
+    for arithmetic in ("real", "float32"):
+        table = certify(model, images, 1e-6, arithmetic=arithmetic)
+        assert not table.certified.any() and (table.radius == 0).all()
+
+
+def test_rows_that_coincide_certify_nothing_at_equal_biases_and_everything_at_different_ones(digits):
+    model, images = shipped(), digits.test.images(slice(0, 50))
+    model.head.weight.data[:] = model.head.weight.data[0]
+    model.head.bias.data.zero_()
+    for arithmetic in ("real", "float32"): assert not certify(model, images, 1e-6, arithmetic=arithmetic).certified.any()
+    model.head.bias.data[4] = 1.
+    for arithmetic in ("real", "float32"): assert (certify(model, images, .3, arithmetic=arithmetic).radius == math.inf).all()
+
+
+def test_two_rows_that_coincide_at_the_top_are_a_tie(digits):
+    model, images = shipped(), digits.test.images(slice(0, 50))
+    model.head.weight.data[1], model.head.bias.data[:2] = model.head.weight.data[0], 50.
+    for arithmetic in ("real", "float32"): assert not certify(model, images, 1e-6, arithmetic=arithmetic).certified.any()
+
+
+def test_a_head_row_of_zeros_is_refused(digits):
+    model = shipped()
+    model.head.weight.data[3].zero_()
+    with pytest.raises(InputError, match="head row 3 is all zeros"): certify(model, digits.test.images(slice(0, 5)), .3)
+
+
+# Guards, underflow, overflow (klasleino/gloro #8)
+
+def rescale(model, power):
+    "The neck convolution halved, weights and bias, and the dense layer doubled, again and again: the same function, and nothing rounds."
+    neck, dense = model.body[NECK], model.body[DENSE]
+    for _ in range(power):
+        for p in (neck.weight, neck.bias): p.data /= 2
+        dense.weight.data *= 2
+    return model
+
+
+@pytest.mark.parametrize("power", [17, 30, 100])     # 1e-5, 1e-9, 1e-30
+def test_tiny_weights_compensated_elsewhere_gain_nothing(digits, power):
+    images = digits.test.images()
+    for arithmetic in ("real", "float32"):
+        before, after = (certify(m, images, .3, arithmetic=arithmetic) for m in (shipped(), rescale(shipped(), power)))
+        assert (after.pred == before.pred).all() and not (after.certified & ~before.certified).any()
+        assert before.certified.sum() > 380
+        if arithmetic == "real": assert (after.certified == before.certified).all()
+
+
+def test_halving_one_layer_and_doubling_the_next_changes_nothing_while_numbers_are_normal(digits):
+    images = digits.test.images(slice(0, 100)).double()
+    usual = certify(shipped().double(), images, .3)
+    for power in (1, 50, 100, 200, 500):
+        assert (certify(rescale(shipped().double(), power), images, .3).certified == usual.certified).all(), power
+    for power in (100, 110, 120, 900, 1000, 1010):       # activations leave the normal numbers first: certificates may only be lost
+        model = shipped() if power < 126 else shipped().double()
+        try: lost = certify(rescale(model, power), images.to(next(model.parameters())), .3)
+        except InputError as e: assert "layer 11 (Conv)" in str(e) or "layer 14 (Dense)" in str(e)
+        else: assert not (lost.certified & ~usual.certified).any()
+    for model, power in ((shipped(), 124), (shipped(), 140), (shipped().double(), 1019), (shipped().double(), 1060)):
+        with pytest.raises(InputError, match=r"layer 11 \(Conv\).*subnormal|layer 14 \(Dense\).*infinity"):
+            certify(rescale(model, power), images.to(next(model.parameters())), .3)
+
+
+@given(st.integers(-300, 300), st.integers(-300, 300))
+def test_products_pass_through_any_magnitude(a, b):
+    from liresnet_nb.bounds import Bound, product
+    bounds = [Bound(3*2.**e, "x") for e in (a, b, -a, -b, 600, -600)]
+    assert product(bounds).value == 3**6
+
+
+# The forward pass that is deployed (Jin et al. arXiv:2205.10159, Murray arXiv:2603.13334)
+
+def test_a_bias_of_a_million_is_withdrawn_in_float32_and_a_counterexample_shows_why(digits):
+    model, clean, epsilon = shipped(), shipped().double(), .05
+    model.body[DENSE].bias.data += 1e6                               # over the reals: each logit plus a constant, which
+    model.head.bias.data -= 1e6*model.head.rows().detach().sum(1)    # the head's bias takes away again
+    a, b = digits.test.images(slice(0, 60)), digits.test.images(slice(60, 120))
+    mix = lambda share: (a+share[:, None, None, None]*(b-a)).clamp(0, 1)
+    first = certify(model, a, epsilon)
+    pred, low, high = column(first, "pred"), torch.zeros(60), torch.ones(60)
+    for _ in range(12):                                              # on the way to another image, as far as the certificate holds
+        rows = certify(model, mix((low+high)/2), epsilon)
+        held = column(rows, "certified") & (column(rows, "pred") == pred)
+        low, high = torch.where(held, (low+high)/2, low), torch.where(held, high, (low+high)/2)
+    images, pred = mix(low)[column(first, "certified")], pred[column(first, "certified")]
+    assert certify(model, images, epsilon).certified.all() and len(images) > 50
+    withdrawn = certify(model, images, epsilon, arithmetic="float32")
+    assert not withdrawn.certified.any() and (withdrawn.radius == 0).all()
+    worst = apgd(clean, images.double(), pred, .999*epsilon, steps=15, loss="dlr", progress=False)
+    generator, broken = torch.Generator().manual_seed(0), 0
+    for _ in range(10):
+        near = (worst+2e-5*torch.randn(worst.shape, generator=generator)).float().clamp(0, 1)
+        inside = (near.double()-images.double()).flatten(1).norm(dim=1) <= epsilon
+        assert (predict(model, near, "real") == pred)[inside].all()               # the claim over the reals stands,
+        broken += (predict(model, near, "float32") != pred)[inside].sum().item()  # the float32 program does not keep it
+    assert broken > 10
+
+
+def test_margins_lose_no_more_to_rounding_than_the_account_says(digits):
+    model, images = shipped(), digits.test.images(slice(0, 100))
+    exact, single, proved = model.plain(images.double()), model.plain(images), model.pair_bound()
+    pred, generator = exact.logits.argmax(1), torch.Generator().manual_seed(0)
+    slack, growth = model.rounding(single, proved, pred, "float32")
+    gap = lambda run: run.logits.double().gather(1, pred[:, None])-run.logits.double()
+    for epsilon in (0., 1e-3, .3, 2.):
+        noise = torch.randn(images.shape, generator=generator)
+        near = (images+epsilon*noise/noise.flatten(1).norm(dim=1)[:, None, None, None]).clamp(0, 1)
+        wrong = (gap(model.plain(near))-gap(model.plain(near.double()))).abs()
+        assert (wrong <= slack+growth*epsilon).all() and wrong.max() > 1e-9
+    assert (slack < 0.01*.3*proved.matrix[pred].clamp_min(1)).all()              # below 1 % of what the radius asks for
+
+
+@pytest.mark.property
+@given(networks(), st.sampled_from([1e-2, 1., 1e3]))
+def test_rounding_of_random_networks_stays_within_the_account(case, size):
+    model, g = case
+    for layer in model.body:
+        if isinstance(layer, LinearOperator): layer.bias.data = size*torch.randn(layer.bias.shape, generator=g)
+    x = torch.rand(16, *model.image_shape, generator=g)
+    exact, single = model.plain(x.double()), model.plain(x)
+    pred = exact.logits.argmax(1)
+    slack, growth = model.rounding(single, model.pair_bound(), pred, "float32")
+    gap = lambda run: run.logits.double().gather(1, pred[:, None])-run.logits.double()
+    assert ((gap(single)-gap(exact)).abs() <= slack).all() and (growth >= 0).all()
+
+
+@pytest.mark.parametrize("fmt, arithmetic", [(torch.float32, "float32"), (torch.float64, "float64")])
+def test_the_named_forward_is_the_network(digits, fmt, arithmetic):
+    model, images = shipped().to(fmt), digits.test.images(slice(0, 30)).to(fmt)
+    with torch.no_grad(): usual = model(images)
+    torch.testing.assert_close(model.plain(images).logits, usual, rtol=1e3*float(UNIT[fmt]), atol=1e3*float(UNIT[fmt]))
+    assert certify(model, images, .3, arithmetic=arithmetic).certified.sum() > 20
+
+
+def test_what_an_execution_needs(digits):
+    images = digits.test.images(slice(0, 5))
+    with pytest.raises(InputError, match="the model's weights are torch.float64"): certify(shipped().double(), images.double(), .3, arithmetic="float32")
+    with pytest.raises(InputError, match="round them first"): certify(shipped(), images.double()*(1-1e-12), .3, arithmetic="float32")
+    with pytest.raises(InputError, match="unknown arithmetic 'flaot32': did you mean 'float32'"): certify(shipped(), images, .3, arithmetic="flaot32")
+    model = shipped()
+    model.body[1].weight.data *= 1e30
+    model.body[NECK].weight.data *= 1e10
+    with pytest.raises(InputError, match="may overflow|infinity"): certify(model, images, .3, arithmetic="float32")
+
+
+# Broken numbers, unknown layers, other sizes
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_refused(digits, value):
+    images = digits.test.images(slice(0, 5))
+    for break_it in (lambda m: m.body[NECK].weight.data, lambda m: m.body[5].bias.data, lambda m: m.head.weight.data, lambda m: m.head.bias.data, lambda m: m.body[3].beta.data):
+        model = shipped()
+        break_it(model).flatten()[3] = value
+        for arithmetic in ("real", "float32"):
+            with pytest.raises(InputError, match="NaN or infinity"): certify(model, images, .3, arithmetic=arithmetic)
+    images = images.clone()
+    images[2, 0, 0, 0] = value
+    with pytest.raises(InputError, match="NaN or infinity|pixels from"): certify(shipped(), images, .3)
+
+
+class Declared(LipschitzLayer):
+    "A layer that declares its constants and not how it rounds."
+    def forward(self, x): return x.abs()
+    def lipschitz_est(self, known): return torch.ones(())
+    def lipschitz_bound(self, known): return Centre().lipschitz_bound(known)
+
+
+def test_a_layer_of_unknown_constant_or_unknown_rounding_is_refused_by_name():
+    with pytest.raises(InputError, match=r"layer 1 \(ReLU\) has no known Lipschitz constant"): GloroNet([Flatten(), torch.nn.ReLU()], NormalizedHead(4, 2), (1, 2, 2))
+    model = GloroNet([Flatten(), Declared()], NormalizedHead(4, 2), (1, 2, 2))
+    model.pair_bound()
+    with pytest.raises(InputError, match=r"layer 1 Declared does not say how it rounds"): certify(model, torch.rand(3, 1, 2, 2), .1)
+    class Other(Dense):
+        def forward(self, x): return 2*super().forward(x)
+        def lipschitz_bound(self, known): return known[self]*known[self]
+    with pytest.raises(InputError, match="rounding.. is that of LinearOperator"): GloroNet([Flatten(), Other(4, 4)], NormalizedHead(4, 2), (1, 2, 2))
+
+
+def test_constants_of_another_input_size_are_never_reused(digits):
+    model, images = shipped(), digits.test.images(slice(0, 5))
+    proved = model.pair_bound()
+    other = dataclasses.replace(proved, image_shape=(1, 16, 16))
+    with pytest.raises(InputError, match="another model"): certify(model, images, .3, pair_bound=other)
+    with pytest.raises(InputError, match="made for"): certify(model, torch.rand(2, 1, 16, 16), .3)
+    small, large = (GloroNet([Conv((1, n, n), 4, 3, padding=1), Flatten()], NormalizedHead(4*n*n, 3), (1, n, n)) for n in (4, 6))
+    assert large.body[0].in_shape == (1, 6, 6)
+    before = small.pair_bound()
+    small.body[0].in_shape = small.body[0].out_shape = (1, 6, 6)
+    assert small.pair_bound().weights != before.weights and small.pair_bound().operators != before.operators
+
+
+def test_a_plain_tensor_never_certifies(digits):
+    model, images = shipped(), digits.test.images(slice(0, 5))
+    for fake in (model.pair_est().detach(), model.pair_bound().matrix, None):
+        if fake is None: continue
+        with pytest.raises(InputError, match="a certificate needs a PairBound"): certify(model, images, .3, pair_bound=fake)
+    assert isinstance(model.pair_bound(), PairBound)
+
+
+# The proof against the attack
+
+@pytest.mark.property
+@given(networks())
+def test_no_certified_point_of_a_random_network_is_broken(case):
+    "In float64, by Auto-PGD and by lines along the gradients, as far as the certified radius goes."
+    model, g = case
+    model = model.double()
+    x = torch.rand(12, *model.image_shape, generator=g, dtype=torch.float64)
+    rows = certify(model, x, 1e-9)
+    pred, radius = column(rows, "pred"), column(rows, "radius").clamp(max=1e3)
+    inside = radius > 0
+    x, pred, radius = x[inside], pred[inside], radius[inside]
+    if not len(x): return
+    for moved in (line_search(model, x, pred, radius, steps=4), apgd(model, x, pred, radius, steps=8, box=None, progress=False)):
+        assert ((moved-x).flatten(1).norm(dim=1) <= radius).all()
+        assert (predict(model, moved, "real") == pred).all()
+
+
+@pytest.mark.property
+@given(networks(), st.floats(0.05, 1))
+def test_no_float32_image_of_a_certified_ball_changes_the_float32_answer(case, share):
+    model, g = case
+    x = torch.rand(32, *model.image_shape, generator=g)
+    rows = certify(model, x, 1e-9, arithmetic="float32")
+    pred, radius = column(rows, "pred"), column(rows, "radius").clamp(max=10.)
+    assert (predict(model, x, "float32") == pred).all()
+    moved = line_search(model, x, pred, radius.float()*share, steps=2).clamp(0, 1)
+    inside = (moved.double()-x.double()).flatten(1).norm(dim=1) < radius
+    assert (predict(model, moved, "float32") == pred)[inside].all()
+
+
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+def test_the_shipped_model_keeps_its_certificates_under_attack(digits, arithmetic):
+    images, labels = digits.test.images(slice(0, 150)), digits.test.labels[:150]
+    result = audit(shipped(), images, labels, .3, steps=20, progress=False, arithmetic=arithmetic)
+    assert result.vra <= result.pgd_acc <= result.clean_acc and result.vra > .8
+
+
+def test_the_steps_from_estimate_to_proof_to_execution_cost_few_images(digits):
+    run = load_pretrained("digits")
+    real, single = (evaluate(run, digits, .3, progress=False, arithmetic=a) for a in ("real", "float32"))
+    n = len(digits.test)
+    assert round(n*(real.vra_est(.3)-real.vra(.3))) <= 2 and round(n*(real.vra(.3)-single.vra(.3))) <= 1
+    assert 0 < real.low <= real.pair_bound.sub_lipschitz.value <= 1.2*real.low
+    assert (real.constants.low <= real.constants.bound).all() and (real.constants.low >= .99*real.constants.estimate).all()
+
+
+# Certificates as files
+
+@pytest.fixture(scope="module")
+def filed(tmp_path_factory):
+    "A certificate of the shipped model on its first 60 test images."
+    from liresnet_nb.data import load_task
+    run, task = load_pretrained("digits"), load_task("digits")
+    task = dataclasses.replace(task, test=task.test.subset(slice(0, 60)))
+    folder = tmp_path_factory.mktemp("filed")
+    write_certificate(folder/"c.json", folder/"c.csv", evaluate(run, task, [.1, .3], progress=False), run, task)
+    return folder, run, task
+
+
+def forged(filed, tmp_path, change):
+    folder = filed[0]
+    said, rows = json.loads((folder/"c.json").read_text()), pd.read_csv(folder/"c.csv", float_precision="round_trip")
+    change(said, rows)
+    rows.to_csv(tmp_path/"c.csv", index=False)
+    said["table"]["sha256"] = certificate._file_hash(tmp_path/"c.csv")
+    (tmp_path/"c.json").write_text(json.dumps(said))
+    return tmp_path/"c.json"
+
+
+def check(filed, tmp_path, change): return check_certificate(forged(filed, tmp_path, change), *filed[1:], progress=False)
+
+
+def test_an_honest_certificate_is_valid(filed, tmp_path):
+    folder, run, task = filed
+    verdict = check_certificate(folder/"c.json", run, task, progress=False)
+    assert verdict and "7 constants proved, 60 rows recomputed" in str(verdict)
+    def looser(said, rows):                              # a larger constant is provable, but its product no longer what the file says
+        said["operators"][0]["bound"] *= 1.01
+    assert "the layers multiply to" in str(check(filed, tmp_path, looser))
+
+
+@pytest.mark.parametrize("name", ["smaller", "all_smaller", "radius", "shrunk", "pred", "label", "vra", "count", "clean", "model", "data", "fewer", "missing", "method"])
+def test_forgeries_are_caught(filed, tmp_path, name):
+    def change(said, rows):
+        if name == "smaller": said["operators"][2]["bound"] *= 1-1e-6
+        if name == "all_smaller":
+            for o in said["operators"]: o["bound"] *= 0.9
+            said["sub_lipschitz"] *= 0.9**7
+        if name == "radius": rows.loc[7, "radius"] *= 1.1
+        if name == "shrunk": rows.loc[7, "radius"] *= 0.99
+        if name == "pred": rows.loc[7, "pred"] = (rows.loc[7, "pred"]+1) % 10
+        if name == "label": rows.loc[7, "label"] = (rows.loc[7, "label"]+1) % 10
+        if name == "vra": said["results"][1]["vra"] = 1.
+        if name == "count": said["results"][1]["certified"] += 1
+        if name == "clean": said["clean_accuracy"] = .5
+        if name in ("model", "data"): said[name] = "0"*64
+        if name == "fewer": rows.drop(index=59, inplace=True)
+        if name == "missing": said["operators"].pop()
+        if name == "method": said["operators"][1]["proof"] = "symbol"
+    words = dict(smaller="is not proved", all_smaller="is not proved", radius="row 7", shrunk="row 7", pred="row 7", label="row 7", vra="its own rows", count="its own rows",
+                 clean="clean accuracy", model="another model", data="other images", fewer="59 rows", missing="no constant is claimed", method="is not proved")[name]
+    verdict = check(filed, tmp_path, change)
+    assert not verdict and words in str(verdict) and str(verdict).startswith("NOT valid")
+
+
+def test_another_model_or_other_images_are_named_before_anything_is_proved(filed, monkeypatch):
+    folder, run, task = filed
+    monkeypatch.setattr(GloroNet, "pair_bound", lambda *a, **k: pytest.fail("proved something before comparing hashes"))
+    model = shipped()
+    model.head.bias.data[0] += 1e-3
+    other = dataclasses.replace(run, model=model)
+    assert "another model" in str(check_certificate(folder/"c.json", other, task, progress=False))
+    fewer = dataclasses.replace(task, test=task.test.subset(slice(1, 60)))
+    assert "other images" in str(check_certificate(folder/"c.json", run, fewer, progress=False))
+
+
+def test_files_that_are_damaged_or_foreign_are_refused(filed, tmp_path):
+    folder = filed[0]
+    for text, words in (("", "no certificate"), ("[]", "field 'format'"), ("{}", "field 'format'"), ('{"format": 1}', "field 'arithmetic'")):
+        (tmp_path/"x.json").write_text(text)
+        with pytest.raises(InputError, match=words): read_certificate(tmp_path/"x.json")
+    with pytest.raises(InputError, match="no certificate .*nowhere"): read_certificate(tmp_path/"nowhere.json")
+    for change, words in ((lambda s, r: s.update(format=99), "format 99"), (lambda s, r: s.update(arithmetic="bf16"), "claims arithmetic"),
+                          (lambda s, r: r.drop(columns="radius", inplace=True), "lacks the columns radius"), (lambda s, r: s["operators"][0].pop("bound"), "no certificate"),
+                          (lambda s, r: s["results"][0].update(epsilon=math.nan), "epsilon is nan")):
+        with pytest.raises(InputError, match=words): read_certificate(forged(filed, tmp_path, change))
+    shutil.copy(folder/"c.json", tmp_path/"c.json")
+    (tmp_path/"c.csv").write_text((folder/"c.csv").read_text().replace("\n1,", "\n2,", 1))
+    with pytest.raises(InputError, match="was changed after"): read_certificate(tmp_path/"c.json")
+    (tmp_path/"c.csv").unlink()
+    with pytest.raises(InputError, match="table cannot be read"): read_certificate(tmp_path/"c.json")
+
+
+def test_the_command_writes_checks_and_answers(tiny_run, tmp_path, capsys):
+    folder = str(tiny_run.path)
+    assert certificate.main([folder, "--epsilon", "0.3", "--device", "cpu", "--arithmetic", "float32"]) == 0
+    assert "float32 run of model.plain" in capsys.readouterr().out
+    file = tiny_run.path/"certificate.json"
+    assert certificate.main(["--check", str(file), "--run", folder, "--device", "cpu"]) == 0 and capsys.readouterr().out.startswith("valid:")
+    assert certificate.main(["--check", str(file), "--run", "digits", "--device", "cpu"]) == 1
+    assert capsys.readouterr().out.startswith("NOT valid: the certificate is about another model")
+    for bad in (["--check", str(file)], ["--check", "nowhere", "--run", folder], [], [folder, "--run", folder], [folder, "--arithmetic", "bf16"], [folder, "--proof", "guess"],
+                [folder, "--certificate", "/no/dir/x.json"], ["--check", str(tiny_run.path), "--run", folder]):
+        assert certificate.main(bad) == 2 and capsys.readouterr().err.count("\n") == 1, bad
+    assert certificate.main([folder, "--device", "cpu", "--proof", "tight", "--table", str(tmp_path/"t.csv"), "--certificate", str(tmp_path/"t.json")]) == 0
+    assert certificate.main(["--check", str(tmp_path/"t.json"), "--run", folder, "--device", "cpu"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "t.json"]
+
+
+def test_a_constant_network_can_be_filed_and_checked(digits, tmp_path):
+    run, task = load_pretrained("digits"), dataclasses.replace(digits, test=digits.test.subset(slice(0, 10)))
+    run.model.body[NECK].weight.data.zero_()
+    write_certificate(tmp_path/"c.json", tmp_path/"c.csv", evaluate(run, task, .3, progress=False), run, task)
+    assert check_certificate(tmp_path/"c.json", run, task, progress=False)
+
+
+def test_a_net_of_ones_own(digits):
+    "MinMax on flat features, a stem of even size: every part says how it rounds."
+    torch.manual_seed(1)
+    model = GloroNet([Centre(), Conv((1, 8, 8), 6, 4, 2, 1), MinMax(), Flatten(), Dense(96, 20), MinMax()], NormalizedHead(20, 10), (1, 8, 8))
+    images, labels = digits.test.images(slice(0, 40)), digits.test.labels[:40]
+    for arithmetic in ("real", "float32"): audit(model, images, labels, 1e-3, steps=5, progress=False, arithmetic=arithmetic)
