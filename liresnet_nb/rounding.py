@@ -64,6 +64,7 @@ def norm_up(
     if not 2.**-400 < value < 2.**400:                       # squares may be out of range
         scale = power_of_two(x)
         value = torch.linalg.vector_norm(x/scale).item()
+    if not math.isfinite(value): raise InputError("a computed array holds NaN or infinity: nothing is proved by it")
     return Fraction(value)*(1+gamma(x.numel()+4))*Fraction(scale)
 
 # %% ../nbs/03_rounding.ipynb #6c01734f
