@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help demo test lab readme prepare soak cross clean
+.PHONY: help demo test lab readme prepare soak cross proofs clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -28,6 +28,9 @@ test: .venv/.development  ## every check: notebooks and library agree, lint, tes
 
 soak: .venv/.development  ## the property tests at ten thousand cases each
 	$(BIN)/python -m pytest -q -m property --hypothesis-profile=soak
+
+proofs: .venv/.library  ## what the proofs cost for the paper's networks (about three minutes)
+	$(BIN)/python tools/proofs.py
 
 cross: .venv/.development  ## our Auto-PGD beside torchattacks (which pins an old requests: installed without it)
 	$(BIN)/python -m pip install -q --no-deps torchattacks==3.5.1

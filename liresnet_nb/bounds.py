@@ -140,6 +140,8 @@ def _symbols(kernel, cells, grid):
 
 def _gram(M): return M@M.mH if M.shape[1] <= M.shape[2] else M.mH@M
 
+def _frobenius(M): return torch.linalg.vector_norm(torch.view_as_real(M).flatten(1), dim=1)
+
 # %% ../nbs/04_bounds.ipynb #221c8846
 def _parts(kernel, cells): return cells.split(max(1, 2**22//(kernel.shape[0]*kernel.shape[1])))
 
@@ -162,8 +164,8 @@ def _all_below(kernel, cells, grid, t):
         H = -_gram(_symbols(kernel, part, grid))
         H.diagonal(dim1=1, dim2=2).add_(shift)
         L, failed = torch.linalg.cholesky_ex(H)
-        size = torch.linalg.matrix_norm(H)+torch.linalg.matrix_norm(L).square()
-        residual = torch.linalg.matrix_norm(H-L@L.mH)+float(root2*gamma(2*n+3))*size
+        size = _frobenius(H)+_frobenius(L).square()
+        residual = _frobenius(torch.baddbmm(H, L, L.mH, alpha=-1))+float(root2*gamma(2*n+3))*size
         proved.append((failed == 0) & (residual*(1+2**-20) <= float(left)))     # 2⁻²⁰: for rounding in these norms
     return torch.cat(proved).cpu()
 
@@ -171,7 +173,7 @@ def _all_below(kernel, cells, grid, t):
 def symbol_bound(
     kernel:Tensor,           # [O,I,k,k]
     stride:int=1,            # of the convolution; its padding is zeros, any amount, any input size
-    grid:int=17,             # N of the coarsest cells; there are about N² of them, half of the plane
+    grid:int=14,             # N of the coarsest cells; there are about N² of them, half of the plane
     refine:int=2,            # how often a cell may be divided into 3×3
     claim:float|None=None,   # prove this very number
 )->Bound:
@@ -185,7 +187,7 @@ def symbol_bound(
     p, q = torch.meshgrid(torch.arange(2*grid), torch.arange(grid//2+1), indexing="ij")   # half: M(−θ) is the conjugate
     cells = torch.stack([p.flatten(), q.flatten()], 1)
     fixed, most = claim is not None, 2*len(cells)                       # cells that may be divided
-    c = claim/scale if fixed else _tops(kernel, cells, grid).max().item()*1.002
+    c = claim/scale if fixed else _first_claim(_tops(kernel, cells, grid), taps, grid)
     below = lambda cells, c: _all_below(kernel, cells, grid, c/oversampling(taps, grid)*(1-2**-50))
     for level in range(refine+1):
         open, total = cells[~below(cells, c)], total+len(cells)
@@ -200,6 +202,12 @@ def symbol_bound(
         cells, grid = (3*open[:, None]+_NINE).flatten(0, 1), 3*grid
     finest = f"factor {oversampling(taps, grid):.4f} at the finest"
     return Bound(claim if fixed else up(Fraction(c)*Fraction(scale)), f"symbol: {total:,} frequencies, {finest}")
+
+def _first_claim(tops, taps, grid):
+    "The least of some margins above the coarse maximum for which few cells should be left to divide a second time"
+    top, rest = tops.max().item(), oversampling(taps, 3*grid)
+    few = lambda more: 9*(tops > top*(1+more)/rest).sum().item() <= len(tops)/4
+    return top*(1+next((more for more in (5e-4, 1e-3, 2e-3) if few(more)), 3e-3))
 
 _NINE = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2))
 
