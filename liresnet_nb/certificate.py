@@ -57,7 +57,7 @@ def write_certificate(
         clean_accuracy=result.clean_acc, run=dict(task=run.config.task, model=run.config.model, seed=run.config.seed),
         versions=dict(liresnet_nb=liresnet_nb.__version__, torch=torch.__version__, python=platform.python_version(),
                       machine=platform.machine()))
-    with atomic_path(path) as p: p.write_text(json.dumps(certificate, indent=1)+"\n", encoding="utf-8")
+    with atomic_path(path) as p: p.write_text(json.dumps(certificate, indent=1, ensure_ascii=False)+"\n", encoding="utf-8")
     return certificate
 
 # %% ../nbs/12_certificate.ipynb #d497e5a0
@@ -120,7 +120,7 @@ def read_certificate(
         for r in said["results"]: check_epsilon(r["epsilon"], zero=True), int(r["certified"]), float(r["vra"])
         table = path.parent/said["table"]["file"]
         if _file_hash(table) != said["table"]["sha256"]: raise InputError(f"{table} was changed after the certificate was written")
-        rows = pd.read_csv(table, float_precision="round_trip")
+        rows = pd.read_csv(table, converters=dict(radius=float))     # Python reads back what it wrote
     except (KeyError, TypeError, ValueError) as e: raise InputError(f"{path} is no certificate: {e!r}") from None
     except OSError as e: raise InputError(f"the certificate's table cannot be read: {e}") from None
     missing = {"index", "label", "pred", "radius"}-set(rows.columns)
