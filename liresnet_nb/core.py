@@ -8,7 +8,7 @@ __all__ = ['InputError', 'choose', 'number', 'check_epsilon', 'generator', 'seed
            'check_target']
 
 # %% ../nbs/00_core.ipynb #8ad29a74
-import argparse, contextlib, dataclasses, difflib, hashlib, os, sys, typing
+import argparse, contextlib, dataclasses, difflib, hashlib, os, sys, tempfile, typing
 from fractions import Fraction
 from pathlib import Path
 import torch
@@ -215,4 +215,6 @@ def check_target(
     path = Path(path)
     if path.is_dir(): raise InputError(f"{path} is a folder: wanted the name of a file")
     if not path.parent.is_dir(): raise InputError(f"no folder {path.parent} to write {path.name} to: make it first")
+    try: tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as e: raise InputError(f"cannot write to {path.parent} ({e.strerror}): give another place") from None
     return path

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .core import InputError, choose, full_precision, generator, seeded
 from .lipschitz import norm, power_estimate, power_residual, power_step, unit
-from .rounding import TINY, UNIT, gamma, up
+from .rounding import TINY, UNIT, gamma, lengths_up, up
 from .bounds import PairBound, check_bound, pair_bound
 from .layers import Centre, Conv, Dense, Flatten, LinearOperator, LinearResidual
-from .layers import MinMax, NormalizedHead, OneLipschitz, check_layer, pair_distances, roundings, summed
+from .layers import MinMax, NormalizedHead, check_hooks, check_layer, pair_distances, roundings, summed
 
 # %% ../nbs/07_model.ipynb #13992459
 @dataclass(frozen=True)
@@ -137,8 +137,10 @@ class GloroNet(nn.Module):
         progress:bool=False,   # show a bar?
     )->PairBound:
         "K_ji as a certificate needs it, proved for the weights of the moment."
+        self._check()
         layers, operators = [], []
         bar = tqdm(desc="proving", unit=" steps", disable=not progress, leave=False)
+        self._shapes()       # refuses layers that do not fit each other
         with full_precision(), bar:
             for k, layer in enumerate(self.body):
                 try:
@@ -151,18 +153,32 @@ class GloroNet(nn.Module):
                 except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
             return pair_bound(self.head.rows(), layers, self.image_shape, self.fingerprint(), tuple(operators))
 
+    def _check(self):
+        "What is in place now, not when the network was made: layers that declare their constants, and nothing behind their backs"
+        if type(self).forward is not GloroNet.forward:
+            raise InputError(f"{type(self).__name__} has a forward of its own, which no constant covers: write a layer instead")
+        for k, layer in enumerate(self.body): check_layer(str(k), layer)
+        for name, module in (("the network", self), ("the head", self.head)): check_hooks(name, module)
+
     def fingerprint(self)->str:
         "SHA-256 of all that decides the logits: layers, their settings, weights and buffers; not the power vectors."
         digest = hashlib.sha256()
-        for name, module in self.named_modules():
-            plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple)) and k != "training"}
-            digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(plain.items())}".encode())
-            tensors = {**module._parameters, **module._buffers}
-            for k, v in tensors.items():
-                if v is None or k == "power_vector": continue
-                digest.update(f"{k} {v.dtype} {tuple(v.shape)}".encode())
-                digest.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for name, module in self.named_modules(remove_duplicate=False):
+            digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__}".encode())
+            state = {**vars(module), **module._parameters, **module._buffers}
+            for k, v in sorted(state.items()):
+                if not k.startswith("_") and k not in ("training", "power_vector"): _tell(digest, k, v)
         return digest.hexdigest()
+
+    def _shapes(self):
+        "The shape of what enters each layer; `InputError` where one does not fit the next"
+        x, shapes = torch.zeros(1, *self.image_shape).to(next(self.parameters())), []
+        for k, layer in enumerate(self.body):
+            shapes.append(tuple(x.shape[1:]))
+            try: x = layer(x)
+            except (InputError, RuntimeError) as e:
+                raise InputError(f"layer {k} ({type(layer).__name__}) does not fit what comes before: {e}") from None
+        return shapes
 
     @torch.no_grad()
     def constants(self, steps:int=200, proved:PairBound|None=None)->list[dict]:
@@ -171,7 +187,7 @@ class GloroNet(nn.Module):
         try:
             self.power_step(steps)
             known, residuals = self._known(), self.residuals()
-            lows = [_low(layer) for layer in self.body]
+            lows = [_low(layer, shape) for layer, shape in zip(self.body, self._shapes())]
         finally:
             for op, v in kept.items(): op.power_vector.copy_(v)
         proved, rows = self.pair_bound() if proved is None else proved, []
@@ -186,6 +202,18 @@ class GloroNet(nn.Module):
         return rows
 
 # %% ../nbs/07_model.ipynb #4f9fde99
+def _tell(digest, name, value):
+    "Feed a setting or a tensor to the hash; of other objects, only their type"
+    digest.update(f"{name} {type(value).__name__} ".encode())
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        for k, v in value.items(): _tell(digest, k, v)
+    elif isinstance(value, (list, tuple)):
+        for k, v in enumerate(value): _tell(digest, k, v)
+    elif isinstance(value, (int, float, str, type(None))): digest.update(repr(value).encode())
+
 def _asked(claims, name, proof):
     "What `prove` is asked: a proof of its own choice, or the claim made for the operator called `name`"
     if claims is None: return proof, None
@@ -193,10 +221,15 @@ def _asked(claims, name, proof):
     how, value = claims[name]
     return ("auto" if how == "zero" else how), value
 
-def _low(layer):
-    "The best pair of inputs known for a layer; NaN where the layer offers none"
-    if isinstance(layer, OneLipschitz): return 1.
-    return layer.lipschitz_low() if hasattr(layer, "lipschitz_low") else float("nan")
+def _low(layer, shape):
+    "The stretch of the best pair of inputs known for a layer; found among random pairs, near and far, where it knows none itself"
+    if hasattr(layer, "lipschitz_low"): return layer.lipschitz_low()
+    device = next((p.device for p in layer.parameters()), "cpu")
+    x, move = torch.randn(2, 32, *shape, dtype=torch.float64, generator=generator("pairs")).to(device)
+    far = lambda x, z: (x-z).flatten(1).norm(dim=1)
+    pairs = [(x, x+share*move) for share in (1e-3, 1.)]
+    try: return max((far(layer.plain(x), layer.plain(z))/far(x, z)).max().item() for x, z in pairs)*(1-2**-30)
+    except RuntimeError: return float("nan")        # a layer that takes no float64
 
 # %% ../nbs/07_model.ipynb #fbea883e
 ARITHMETIC = dict(real=torch.float64, float32=torch.float32, float64=torch.float64)   # what `plain` is evaluated in
@@ -215,16 +248,16 @@ def plain(self:GloroNet,
     images:Tensor,      # [B,C,H,W], float32 or float64: what the evaluation is done in
 )->Plain:
     "The named forward pass: each layer's `plain`, then the head."
+    self._check()
     x = images.cpu() if self.device.type == "mps" else images.to(self.device)
-    length = lambda x: x.flatten(1).double().norm(dim=1).cpu()*(1+2**-30)
     with full_precision():
         lengths, shapes = [], []
-        for layer in self.body:
-            lengths.append(length(x)); shapes.append(tuple(x.shape[1:]))
+        for k, layer in enumerate(self.body):
+            lengths.append(lengths_up(x)); shapes.append(tuple(x.shape[1:]))
             try: x = layer.plain(x)
-            except NotImplementedError: x = layer(x)
+            except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
         logits = summed(self.head.rows().to(x), x.T).T+self.head.bias.to(x)
-    return Plain(logits, x.cpu(), torch.stack([*lengths, length(x)], 1), tuple(shapes))
+    return Plain(logits, x.cpu(), torch.stack([*lengths, lengths_up(x)], 1), tuple(shapes))
 
 # %% ../nbs/07_model.ipynb #56ed8fde
 @patch
@@ -238,7 +271,7 @@ def rounding(self:GloroNet,
     dtype, everywhere = ARITHMETIC[choose(arithmetic, ARITHMETIC, "arithmetic")], arithmetic != "real"
     here, away, per_unit, reach = torch.zeros(len(pred)), torch.zeros(len(pred)), 0., 1.
     here, away, diameter = here.double(), away.double(), math.prod(self.image_shape)**.5
-    for k, (layer, (name, bound)) in enumerate(zip(self.body, proved.layers)):
+    for k, (layer, (name, bound)) in enumerate(zip(self.body, proved.layers, strict=True)):
         slope, offset = _slope(layer, name, run.shapes[k], dtype)
         length = run.lengths[:, k]
         sums = (slope*(length+here+away+(reach+per_unit)*diameter)+offset)/float(UNIT[dtype])
@@ -248,7 +281,7 @@ def rounding(self:GloroNet,
         here = bound.value*here+slope*length+offset
         reach *= bound.value
     rows, bias = self.head.rows().detach().cpu().double(), self.head.bias.detach().cpu().double().abs()
-    g, size = float(gamma(roundings(rows.shape[1]), dtype)), rows.norm(dim=1)
+    g, size = float(gamma(roundings(rows.shape[1]), dtype)), lengths_up(rows)
     small = 4*(rows.shape[1]+2)*float(TINY[dtype])*(1+rows.abs().max().item())
     def pairs(error, length, bias):          # of logit j minus logit i: what the body did, and two inner products
         own = g*(size*length[:, None]+bias)+small*(1+length[:, None])

@@ -15,8 +15,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from .core import InputError, choose
 from .lipschitz import apply_adjoint, apply_operator, operator_matrix
-from .rounding import gamma, norm_up, power_of_two, up
-from .bounds import NOTHING, Bound, check_kernel, check_weights, matrix_bound, polyphase, symbol_bound
+from .rounding import gamma, norm_up, power_of_two, product_error, sqrt_up, up
+from .bounds import NOTHING, Bound, check_claim, check_kernel, check_weights, matrix_bound
+from .bounds import polyphase, symbol_bound
 
 # %% ../nbs/05_proofs.ipynb #5844d127
 class Gram:
@@ -56,7 +57,8 @@ class Gram:
         if pairs not in self.made:
             total = sum((self._product(t, u) for t, u in pairs), torch.zeros((), device=self.T[0].device))
             size = sum((self.norms[t]*self.norms[u] for t, u in pairs), Fraction(0))
-            self.made[pairs] = total, size*gamma(len(pairs)*(len(self.T[0])+1))
+            inner, entries = len(pairs)*(len(self.T[0])+1), self.n**2
+            self.made[pairs] = total, product_error(inner, size, entries=entries)
         return self.made[pairs]
 
     def _product(self, t, u):
@@ -84,20 +86,21 @@ def _is_below(gram, c, step=lambda: None):
             for j in range(k, i+1):
                 if (i, j) in S: continue
                 block, squared = gram.block(i, j)
-                S[i, j], bill = -block, bill+(1+(i != j))*squared
+                S[i, j] = -block
                 if i == j: S[i, i].diagonal().add_(shift)
-                errors[i, j] = gamma(1)*norm_up(S[i, j].diagonal()) if i == j else Fraction(0)
+                errors[i, j] = sqrt_up(squared)+(gamma(1)*norm_up(S[i, j].diagonal()) if i == j else 0)
         L, failed = torch.linalg.cholesky_ex(S[k, k])
         if failed.item(): return False
         X = {i: L if i == k else torch.linalg.solve_triangular(L.T, S[i, k], upper=True, left=False) for i in near}
         sizes = {i: norm_up(x) for i, x in X.items()}
         for i in near:
             n, old = len(L), S.pop((i, k))
-            residual = norm_up(old-X[i]@L.T)+gamma(n+2)*(norm_up(old)+sizes[i]*sizes[k])
+            residual = norm_up(old-X[i]@L.T)+gamma(2)*norm_up(old)+product_error(n+2, sizes[i], sizes[k], entries=old.numel())
             bill += (1+(i != k))*(errors.pop((i, k))+residual)**2
             for j in near[1:]:
                 if i == k or j > i: continue
-                errors[i, j] += gamma(n+2)*(norm_up(S[i, j])+sizes[i]*sizes[j])
+                size = norm_up(S[i, j])
+                errors[i, j] += gamma(n+2)*size+product_error(n+2, sizes[i], sizes[j], entries=S[i, j].numel())
                 S[i, j] -= X[i]@X[j].T
         step()
     return bill <= (Fraction(c)**2-Fraction(shift))**2
@@ -117,6 +120,7 @@ def top_value(
         return apply_adjoint(kernel[None], u, in_shape, stride, padding).flatten().cpu().numpy()
     if n <= 64: return torch.linalg.matrix_norm(operator_matrix(kernel, in_shape, stride, padding), 2).item()
     start = np.random.default_rng(0).standard_normal(n)
+    if not apply(start).any(): return 0.
     operator = LinearOperator((n, n), matvec=apply, dtype=np.float64)
     with threadpool_limits(1, user_api="blas"):      # scipy's threads would fight with torch's for the cores
         found = eigsh(operator, k=1, v0=start, tol=1e-8, ncv=min(n-1, 40), return_eigenvectors=False)[0]
@@ -138,10 +142,10 @@ def cholesky_bound(
     gram = Gram(kernel, in_shape, stride, padding, whole)
     proof = f"tight: Cholesky, {gram.blocks} × {gram.group*gram.n}"
     if claim is not None:
-        if _is_below(gram, claim/scale, step): return Bound(claim, proof)
+        if _is_below(gram, min(claim/scale, 2.**200), step): return Bound(claim, proof)
         raise InputError(f"‖A‖ ≤ {claim} is not proved: {proof} found no factor")
     top = top_value(kernel, in_shape, stride, padding)
-    if not top: raise InputError(f"{proof}: no input of shape {tuple(in_shape)} reaches the weights, so there is nothing to claim")
+    if not top: raise InputError(f"{proof}: no input of shape {tuple(in_shape)} reaches the weights: use proof='symbol'")
     for more in (2e-6, 8e-6, 1e-4, 1e-3, 1e-2, 1e-1):
         c = top*(1+more)
         if _is_below(gram, c, step): return Bound(up(Fraction(c)*Fraction(scale)), proof)
@@ -163,7 +167,7 @@ def operator_bound(
     choose(proof, PROOFS, "proof")
     kernel = check_weights(kernel)
     if not kernel.any(): return NOTHING
-    if claim is not None: return _prove(kernel, in_shape, stride, padding, proof, claim, step)
+    if claim is not None: return _prove(kernel, in_shape, stride, padding, proof, check_claim(claim), step)
     content = hashlib.sha256(kernel.cpu().contiguous().numpy().tobytes()).hexdigest()
     key = content, tuple(kernel.shape), tuple(in_shape), stride, padding, proof
     if key not in _found:

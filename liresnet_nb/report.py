@@ -16,7 +16,8 @@ import torch
 import liresnet_nb
 from .core import atomic_path, check_epsilon, check_target, run_command
 from .data import ImageSet, Task
-from .model import n_parameters
+from .proofs import PROOFS
+from .model import ARITHMETIC, n_parameters
 from .train import Run, task_of
 from .evaluate import CLAIM, Evaluation, evaluate, load_pretrained, looseness, nearest_neighbour, show, vra_curve
 from .figures import extremes, plot_constants, plot_history, plot_images, plot_vra
@@ -149,6 +150,8 @@ def main(argv=None)->int:
     parser = argparse.ArgumentParser("liresnet-report", description=about)
     parser.add_argument("run", metavar="RUN", help=which)
     parser.add_argument("--epsilon", nargs="+", metavar="E", help=radii)
+    parser.add_argument("--arithmetic", default="real", choices=list(ARITHMETIC), help="what is claimed, as for liresnet-certify")
+    parser.add_argument("--proof", default="auto", choices=PROOFS, help="how constants are proved, as for liresnet-certify")
     parser.add_argument("--data-dir", metavar="FOLDER", help="where the data lie, if not where the run found them")
     parser.add_argument("--out", metavar="FILE", help="the page; report.html in the run's folder if not given")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")
@@ -158,7 +161,7 @@ def main(argv=None)->int:
         run = load_pretrained(args.run, device=args.device)
         if args.data_dir: run.config = replace(run.config, data_dir=args.data_dir)
         task = task_of(run.config)
-        result = evaluate(run, task, epsilons)
+        result = evaluate(run, task, epsilons, arithmetic=args.arithmetic, proof=args.proof)
         small = isinstance(task.train, ImageSet) and len(task.train) <= 30_000
         baseline = nearest_neighbour(task.train, task.test) if small else None
         print(show(result, run, baseline))

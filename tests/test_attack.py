@@ -342,6 +342,15 @@ def test_a_certificate_that_claims_too_much_is_found_out(sample, monkeypatch):
     assert not (result.table.certified & ~result.table.robust & (result.table.pred == result.table.label)).any()
 
 
+def test_images_that_are_certified_with_a_wrong_answer_are_attacked_too(sample, monkeypatch):
+    model, (x, y) = load_pretrained("digits").model, sample
+    honest = certify
+    monkeypatch.setattr(module, "certify", lambda *a, **k: honest(*a, **k).assign(radius=9., certified=True))
+    with pytest.raises(BrokenCertificate, match="the proof is wrong"): audit(model, x, (y+1) % 10, 3., steps=10, **quiet)
+    monkeypatch.undo()
+    assert audit(model, x, (y+1) % 10, .3, steps=10, **quiet).vra == 0
+
+
 def axes(bias):
     "Two pixels, two classes: the brighter pixel wins."
     net = GloroNet([Flatten()], NormalizedHead(2, 2), (1, 1, 2))

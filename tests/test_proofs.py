@@ -147,7 +147,7 @@ def test_a_wrong_svd_makes_no_wrong_bound(monkeypatch):
     truth = torch.linalg.matrix_norm(A, 2).item()
     def swapped(U, s, V): return U, s.flip(0), V
     lies = [lambda U, s, V: (U, .9*s, V), lambda U, s, V: (.9*U, s, V), lambda U, s, V: (U, s, V.roll(1, 0)), swapped,
-            lambda U, s, V: (U+.01, s, V), lambda U, s, V: (0*U, 0*s, 0*V), lambda U, s, V: (U, s-1e-6, V)]
+            lambda U, s, V: (-U, -s, V), lambda U, s, V: (-.9*U, -s, V), lambda U, s, V: (U+.01, s, V), lambda U, s, V: (0*U, 0*s, 0*V), lambda U, s, V: (U, s-1e-6, V)]
     for lie in lies:
         monkeypatch.setattr(torch.linalg, "svd", lambda *a, lie=lie, **k: lie(*honest(*a, **k)))
         assert matrix_bound(A).value >= truth
@@ -225,6 +225,21 @@ def test_bounds_that_were_found_are_kept_and_claims_are_proved_each_time(monkeyp
     other = Conv((3, 8, 9), 4, 3, padding=1)
     other.weight.data = layer.weight.data
     assert other.prove() is not layer.prove() and len(calls) == 5
+
+
+def test_convolutions_of_any_width_and_kernels_that_no_pixel_meets():
+    kernel = normal(2, 2, 19, 19)
+    assert symbol_bound(kernel).value >= top_value(kernel, (2, 40, 40), 1, 9)
+    kernel = torch.zeros(1, 1, 67, 67, dtype=torch.float64)
+    kernel[0, 0, 0, 0] = 1.
+    with pytest.raises(InputError, match="no input of shape .* reaches the weights"): cholesky_bound(kernel, (1, 33, 33), 1, 33)
+
+
+def test_claims_that_are_no_constants():
+    for claim in (-10., math.nan, math.inf, True, "5", None.__class__, 1e308*10):
+        for proof in ("explicit", "symbol", "tight"):
+            with pytest.raises(InputError, match="is claimed to be"): operator_bound(normal(3, 2, 3, 3), (2, 8, 8), 1, 1, proof, claim=claim)
+    for proof in ("explicit", "symbol", "tight"): assert operator_bound(normal(3, 2, 3, 3), (2, 8, 8), 1, 1, proof, claim=1e300).value == 1e300
 
 
 def test_weights_that_are_none_and_claims_of_zero():
