@@ -320,7 +320,7 @@ class Audit(Attacked):
 
 @torch.no_grad()
 def _holds(model, image, label, adversarial, epsilon, arithmetic):
-    "Is it a break of the claim: inside the ball, and another prediction in the arithmetic that the claim speaks of?"
+    "Does it break the claim: inside the ball, another prediction, in the arithmetic of the claim?"
     inside = (adversarial.cpu().double()-image.cpu().double()).norm().item() <= epsilon
     run = model.plain(adversarial[None].to(ARITHMETIC[arithmetic]))
     return inside and run.logits.argmax().item() != label
@@ -342,15 +342,16 @@ def audit(
     proved = certify(model, images, epsilon, arithmetic=arithmetic, batch=batch)
     attacked = attack(model, images, labels, epsilon, steps, restarts, seed, batch, progress)
     table = attacked.table[["label"]].join(proved).join(attacked.table[["robust", "broken_by"]])
-    held = torch.tensor((table.certified & (table.pred != table.label)).to_numpy())     # wrong, and claimed to stay so
+    held = torch.tensor((table.certified & (table.pred != table.label)).to_numpy())   # wrong, claimed to stay so
     pred = torch.tensor(table.pred.to_numpy())
     if held.any():
         wrong = attack(model, images[held], pred[held], epsilon, steps, restarts, seed, batch, progress)
         for k, row in enumerate(held.nonzero()[:, 0].tolist()):
-            if not wrong.table.robust[k]: _check(model, images[row], table.loc[row], wrong.images[k], epsilon, arithmetic)
+            if wrong.table.robust[k]: continue
+            _check(model, images[row], table.loc[row], wrong.images[k], epsilon, arithmetic)
     for k in table.index[table.certified & (table.pred == table.label) & ~table.robust]:
         _check(model, images[k], table.loc[k], attacked.images[k], epsilon, arithmetic)
-        table.loc[k, ["robust", "broken_by"]] = True, ""              # rounding outside of the claim, not the network
+        table.loc[k, ["robust", "broken_by"]] = True, ""      # rounding outside of the claim, not the network
     result = Audit(table, attacked.images, epsilon, steps)
     if not result.vra <= result.pgd_acc <= result.clean_acc:
         raise BrokenCertificate(f"the shares do not stand in order, so one of them is wrong: {result}")
@@ -359,5 +360,5 @@ def audit(
 def _check(model, image, row, adversarial, epsilon, arithmetic):
     "Raise `BrokenCertificate` if the attack's image breaks the claim of that row"
     if _holds(model, image, row.pred, adversarial, epsilon, arithmetic):
-        raise BrokenCertificate(f"image {row.name} (class {row.pred}) has certified radius {row.radius:.6g}, yet an attack "
-                                f"changes the prediction within {epsilon:.6g}: the proof is wrong")
+        raise BrokenCertificate(f"image {row.name} (class {row.pred}) has certified radius {row.radius:.6g}, yet an "
+                                f"attack changes the prediction within {epsilon:.6g}: the proof is wrong")

@@ -81,7 +81,7 @@ def check_weights(
     if not torch.isfinite(kernel).all(): raise InputError(f"{found} NaN or infinity: nothing can be proved about them")
     small = kernel.abs()
     if ((small > 0) & (small < torch.finfo(kernel.dtype).tiny)).any():
-        raise InputError(f"{found} subnormal numbers, which some devices treat as zero: rescale the layer, or set them to 0")
+        raise InputError(f"{found} subnormal numbers, zero to some devices: rescale the layer, or set them to 0")
     kernel = kernel.detach()
     return (kernel.cpu() if kernel.device.type == "mps" else kernel).double()
 
@@ -106,7 +106,8 @@ def matrix_bound(
 def _stretch(Q):
     "‖Q‖₂ of a matrix whose columns are nearly orthonormal, from above"
     eye = torch.eye(Q.shape[1], dtype=Q.dtype, device=Q.device)
-    return sqrt_up(1+norm_up(Q.mT@Q-eye)+product_error(len(Q)+2, norm_up(Q), norm_up(Q), entries=eye.numel())+gamma(2)*len(eye))
+    rounding = product_error(len(Q)+2, norm_up(Q), norm_up(Q), entries=eye.numel())+gamma(2)*len(eye)
+    return sqrt_up(1+norm_up(Q.mT@Q-eye)+rounding)
 
 # %% ../nbs/04_bounds.ipynb #ae8a995c
 def polyphase(
@@ -164,7 +165,8 @@ def _all_below(kernel, cells, grid, t):
     moved = root2*product_error(k*k+2, mass, entries=O*I)             # ‖computed M − M‖_F
     t = Fraction(t)-moved
     shift = float(t*t*(1-Fraction(1, 2**26)))
-    left = t*t-Fraction(shift)-root2*product_error(inner+3, mass+moved, mass+moved, entries=2*n*n)   # for the factor
+    formed = root2*product_error(inner+3, mass+moved, mass+moved, entries=2*n*n)
+    left = t*t-Fraction(shift)-formed                                 # what the factor's residual may use up
     proved = []
     for part in _parts(kernel, cells):
         H = -_gram(_symbols(kernel, part, grid))
@@ -172,14 +174,14 @@ def _all_below(kernel, cells, grid, t):
         L, failed = torch.linalg.cholesky_ex(H)
         size = _frobenius(H)+_frobenius(L).square()
         residual = _frobenius(torch.baddbmm(H, L, L.mH, alpha=-1))+float(root2*gamma(2*n+3))*size
-        proved.append((failed == 0) & (residual*(1+2**-20) <= float(left)))     # 2⁻²⁰: for rounding in these norms
+        proved.append((failed == 0) & (residual*(1+2**-20) <= float(left)))     # 2⁻²⁰: rounding of these norms
     return torch.cat(proved).cpu()
 
 # %% ../nbs/04_bounds.ipynb #acb45169
 def symbol_bound(
     kernel:Tensor,           # [O,I,k,k]
     stride:int=1,            # of the convolution; its padding is zeros, any amount, any input size
-    grid:int|None=None,      # N of the coarsest cells, about N² of them for half of the plane; None: 14, or twice the taps
+    grid:int|None=None,      # N of the coarsest cells, about N² for half of the plane; None: 14, or twice the taps
     refine:int=2,            # how often a cell may be divided into 3×3
     claim:float|None=None,   # prove this very number
 )->Bound:
@@ -191,19 +193,20 @@ def symbol_bound(
     if taps == 1: return matrix_bound(kernel[:, :, 0, 0]*scale, claim)
     grid = max(14, 2*taps) if grid is None else grid
     oversampling(taps, grid)                                            # refuses a grid that is too coarse
-    p, q = torch.meshgrid(torch.arange(2*grid), torch.arange(grid//2+1), indexing="ij")   # half: M(−θ) is the conjugate
-    cells = torch.stack([p.flatten(), q.flatten()], 1)
+    cells = torch.cartesian_prod(torch.arange(2*grid), torch.arange(grid//2+1))   # half: M(−θ) is the conjugate
     fixed, most = claim is not None, 2*len(cells)                       # cells that may be divided
-    c = min(claim/scale, 2.**200) if fixed else _first_claim(_tops(kernel, cells, grid), taps, grid)   # less proves more
+    if fixed: c = min(claim/scale, 2.**200)                             # to prove less is to prove more
+    else: c = _first_claim(_tops(kernel, cells, grid), taps, grid)
     below = lambda cells, c: _all_below(kernel, cells, grid, c/oversampling(taps, grid)*(1-2**-50))
     for level in range(refine+1):
         open, total = cells[~below(cells, c)], total+len(cells)
         keep = most if level < refine else 0
         if len(open) > keep:
-            if fixed: raise InputError(f"‖A‖ ≤ {claim} is not proved: symbol, {len(open)} cells of {total} are too large")
+            if fixed: raise InputError(f"‖A‖ ≤ {claim} is not proved: symbol, {len(open)} cells of {total} too large")
             tops, order = _tops(kernel, open, grid).sort(descending=True)
             c = max(c, tops[keep].item()*oversampling(taps, grid)*(1+1e-7))
-            if not below(open[order[keep:]], c).all(): raise InputError("the symbol's proof lost to its own rounding: rescale the layer")
+            if not below(open[order[keep:]], c).all():
+                raise InputError("the symbol's proof lost to its own rounding: rescale the layer")
             open = open[order[:keep]]
         if not len(open): break
         cells, grid = (3*open[:, None]+_NINE).flatten(0, 1), 3*grid
@@ -211,7 +214,7 @@ def symbol_bound(
     return Bound(claim if fixed else up(Fraction(c)*Fraction(scale)), f"symbol: {total:,} frequencies, {finest}")
 
 def _first_claim(tops, taps, grid):
-    "The least of some margins above the coarse maximum for which few cells should be left to divide a second time"
+    "The least margin above the coarse maximum that should leave few cells to divide a second time"
     top, rest = tops.max().item(), oversampling(taps, 3*grid)
     few = lambda more: 9*(tops > top*(1+more)/rest).sum().item() <= len(tops)/4
     return top*(1+next((more for more in (5e-4, 1e-3, 2e-3) if few(more)), 3e-3))
@@ -223,7 +226,8 @@ def check_kernel(
 )->Tensor:
     "`kernel`, if it is one that the proofs speak of: [O,I,k,k]."
     if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
-        raise InputError(f"a kernel of shape {list(kernel.shape)} has no proof here: wanted [O,I,k,k] (pad it with zeros to a square)")
+        found = f"a kernel of shape {list(kernel.shape)} has no proof here"
+        raise InputError(f"{found}: wanted [O,I,k,k] (pad it with zeros to a square)")
     return kernel
 
 # %% ../nbs/04_bounds.ipynb #614d93b4

@@ -68,7 +68,8 @@ def write_certificate(
 )->dict:                    # what the JSON file holds
     "Rows and certificate as files, each written whole or not at all."
     path, table = Path(path), Path(table)
-    if path.resolve() == table.resolve(): raise InputError(f"{path} is to hold both rows and certificate: give them two names")
+    if path.resolve() == table.resolve():
+        raise InputError(f"{path} is to hold both rows and certificate: give them two names")
     rows = claimed_rows(result)
     said = _statement(result, rows, data_hash(task.test))
     with atomic_path(table) as p: rows.to_csv(p, index=False)
@@ -110,13 +111,14 @@ def check_certificate(
     wrong = _first_difference(rows, again.table, TOLERANCE[said["arithmetic"]])
     if wrong: return no(wrong)
     for field, found in _statement(again, rows, data).items():
-        if said[field] != found: return no(f"{field} says {_short(said[field], found)}, found {_short(found, said[field])}")
+        says = said[field]
+        if says != found: return no(f"{field} says {_short(says, found)}, found {_short(found, says)}")
     return Verdict(True, f"{len(claims)} constants proved, {len(rows)} rows recomputed. {CLAIM[said['arithmetic']]}")
 
 def _short(value, other):
     "A value for people; of a list, the first entry that differs"
     if not isinstance(value, list): return repr(value)
-    return next((repr(a) for a, b in zip(value, other if isinstance(other, list) else []) if a != b), f"{len(value)} entries")
+    return next((repr(a) for a, b in zip(value, other) if a != b), f"{len(value)} entries")
 
 # %% ../nbs/12_certificate.ipynb #d2fc474d
 _FIELDS = dict(format=int, claim=str, arithmetic=str, norm=str, pixels=str, model=str, data=str, images=int,
@@ -144,12 +146,14 @@ def read_certificate(
     _check_fields(bad, "table.", said["table"], dict(file=str, sha256=str))
     table = path.parent/said["table"]["file"]
     try:
-        if _file_hash(table) != said["table"]["sha256"]: raise InputError(f"{table} was changed after the certificate was written")
+        if _file_hash(table) != said["table"]["sha256"]:
+            raise InputError(f"{table} was changed after the certificate was written")
         rows = pd.read_csv(table, converters=dict(radius=float, margin=float))     # Python reads back what it wrote
     except OSError as e: raise InputError(f"the certificate's table cannot be read: {e}") from None
     except ValueError as e: raise InputError(f"{table} is no table of rows: {e}") from None
     if list(rows.columns) != _COLUMNS or not all(rows[c].dtype == "int64" for c in _COLUMNS[:3]):
-        raise InputError(f"{table} has columns {', '.join(rows.columns)}: wanted {', '.join(_COLUMNS)}, the first three whole numbers")
+        found, wanted = ", ".join(rows.columns), ", ".join(_COLUMNS)
+        raise InputError(f"{table} has columns {found}: wanted {wanted}, the first three whole numbers")
     return said, rows
 
 def _check_fields(bad, where, entry, kinds):
@@ -175,30 +179,36 @@ def _first_difference(rows, again, tolerance):
     differs |= ~((rows.margin-again.margin).abs() <= tolerance*(1+again.margin))
     if not differs.any(): return None
     k = differs.idxmax()
-    tell = lambda t: ", ".join(f"{c} {t[c][k]:.9g}" if c in ("margin", "radius") else f"{c} {t[c][k]}" for c in _COLUMNS)
+    tell = lambda t: ", ".join(f"{c} {t[c][k]:.9g}" for c in _COLUMNS)
     return f"row {k} says {tell(rows)}; recomputed: {tell(again)}"
 
 # %% ../nbs/12_certificate.ipynb #b69f0afd
 def main(argv=None)->int:
     "The command `liresnet-certify`."
-    parser = argparse.ArgumentParser("liresnet-certify", description="Certify a trained run on its test images and write what is "
-                                     "proved; or check such a certificate.")
+    about = "Certify a trained run on its test images and write what is proved; or check such a certificate."
+    parser = argparse.ArgumentParser("liresnet-certify", description=about)
     add, status = parser.add_argument, []
-    add("folder", nargs="?", metavar="RUN", help="folder of a run, a checkpoint file, or 'digits' for the model in the package")
+    which = "folder of a run, a checkpoint file, or 'digits' for the model in the package"
+    add("folder", nargs="?", metavar="RUN", help=which)
     add("--run", metavar="RUN", help="the same, with a name: --check FILE --run RUN")
     add("--check", metavar="FILE", help="check this certificate against RUN instead of making one")
-    add("--epsilon", nargs="+", metavar="E", help="l2 radii in [0,1] pixels, e.g. 0.3 36/255; the run's own if not given")
-    add("--arithmetic", choices=list(ARITHMETIC), help="what is claimed: the network over the real numbers (default), or the "
-        "execution of its named forward pass in float32 (float64 for a model in float64)")
-    add("--proof", choices=PROOFS, help="how constants are proved: auto (default) takes the cheap proof for each layer, "
-        "tight comes within 1e-5 of the truth")
+    add("--epsilon", nargs="+", metavar="E",
+        help="l2 radii in [0,1] pixels, e.g. 0.3 36/255; the run's own if not given")
+    add("--arithmetic", choices=list(ARITHMETIC),
+        help="what is claimed: the network over the real numbers (default), or the execution of its named forward "
+             "pass in float32 (float64 for a model in float64)")
+    add("--proof", choices=PROOFS,
+        help="how constants are proved: auto (default) takes the cheap proof for each layer, tight comes within "
+             "1e-5 of the truth")
     add("--data-dir", metavar="FOLDER", help="where the data lie, if not where the run found them")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")
     add("--table", metavar="FILE", help="CSV file for the rows; certified.csv in the run's folder if not given")
-    add("--certificate", metavar="FILE", help="JSON file for the certificate; certificate.json in the run's folder if not given")
+    add("--certificate", metavar="FILE",
+        help="JSON file for the certificate; certificate.json in the run's folder if not given")
 
     def go(args):
-        if bool(args.folder) == bool(args.run): raise InputError("wanted one RUN: its folder, a checkpoint, or 'digits'")
+        if bool(args.folder) == bool(args.run):
+            raise InputError("wanted one RUN: its folder, a checkpoint, or 'digits'")
         epsilons = [check_epsilon(e, zero=True) for e in args.epsilon] if args.epsilon else None
         for target in (args.table, args.certificate): check_target(target) if target else None
         if args.check:
@@ -223,7 +233,7 @@ def main(argv=None)->int:
     return run_command(go, parser, argv) or sum(status)
 
 def _targets(args, run):
-    "Where rows and certificate go: beside each other, in the run's folder if nothing else is said; nowhere for a bare file"
+    "Where rows and certificate go: the run's folder if nothing else is said; nowhere for a bare checkpoint"
     home = run.path if run.path.is_dir() else None
     table, certificate = (Path(t) if t else None for t in (args.table, args.certificate))
     if home: return table or home/"certified.csv", certificate or home/"certificate.json"

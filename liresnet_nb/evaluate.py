@@ -92,7 +92,8 @@ def _run(model, images, arithmetic):
     "The named forward pass, in the arithmetic of the claim; logits checked"
     dtype, weights = ARITHMETIC[arithmetic], next(model.parameters()).dtype
     if arithmetic != "real" and weights != dtype:
-        raise InputError(f"arithmetic is {arithmetic!r}, the model's weights are {weights}: claim 'real', or convert the model")
+        raise InputError(f"arithmetic is {arithmetic!r}, the model's weights are {weights}: "
+                         "claim 'real', or convert the model")
     x = images.to(dtype)
     if (x.to(images.dtype) != images).any():
         raise InputError(f"images are no {dtype} numbers, so a {arithmetic} execution never sees them: round them first")
@@ -106,7 +107,7 @@ def _rows(model, run, proved, arithmetic):
     top = logits.topk(2, 1)
     slack, growth = model.rounding(run, proved, logits.argmax(1), arithmetic)
     radius = certified_radius(logits, proved, slack, growth)
-    if arithmetic != "real":     # the claim is about pixels in [0,1], and no two such images lie farther apart than this
+    if arithmetic != "real":     # a claim about pixels in [0,1]: no two such images lie farther apart than this
         radius = torch.where(radius > math.prod(model.image_shape)**.5, torch.inf, radius)
     return dict(pred=logits.argmax(1), margin=top.values[:, 0]-top.values[:, 1], radius=radius)
 
@@ -242,7 +243,8 @@ def show(
         head.append("1-NN certificate")
         for row, share in zip(rows, vra_curve(baseline, result.epsilons).vra): row.append(f"{share:.1%}")
     told = result.constants[(result.constants.estimate != 1) | (result.constants.proof != "1-Lipschitz")]
-    layers = [[r.layer, f"{r.low:.5f}", f"{r.estimate:.5f}", f"{r.residual:.1e}", f"{r.bound:.5f}", r.proof] for r in told.itertuples()]
+    layers = [[r.layer, *(f"{v:.5f}" for v in (r.low, r.estimate)), f"{r.residual:.1e}", f"{r.bound:.5f}", r.proof]
+              for r in told.itertuples()]
     bound, estimate = result.pair_bound.sub_lipschitz.value, result.constants.estimate.prod()
     layers.append(["product", f"{result.constants.low.prod():.5f}", f"{estimate:.5f}", "", f"{bound:.5f}", ""])
     layers.append(["whole", f"{result.low:.5f}", "", "", f"{bound:.5f}", looseness(result)])
@@ -255,12 +257,12 @@ def show(
         f"{took['forward']:.3f} s for the logits, {took['certificates']:.3f} s for the certificates", CLAIM[result.arithmetic]])
 
 CLAIM = dict(
-    real="Claimed: the network over the real numbers keeps its answer in the whole ball; constants and logits are proved, "
-         "rounding included.",
-    float32="Claimed: the float32 run of model.plain (unfold + matmul, no TF32) keeps its answer at every float32 image of the "
-            "ball; constants and logits are proved, rounding included.",
-    float64="Claimed: the float64 run of model.plain (unfold + matmul) keeps its answer at every float64 image of the ball; "
-            "constants and logits are proved, rounding included.")
+    real="Claimed: the network over the real numbers keeps its answer in the whole ball; "
+         "constants and logits are proved, rounding included.",
+    float32="Claimed: the float32 run of model.plain (unfold + matmul, no TF32) keeps its answer at every float32 image "
+            "of the ball; constants and logits are proved, rounding included.",
+    float64="Claimed: the float64 run of model.plain (unfold + matmul) keeps its answer at every float64 image "
+            "of the ball; constants and logits are proved, rounding included.")
 
 def looseness(result:Evaluation)->str:
     "How far the product of the bounds lies above the best pair of inputs found for the whole network."

@@ -71,8 +71,8 @@ def check_hooks(
     for inside in getattr(module, "modules", lambda: [module])():
         hooked = any(getattr(inside, hooks, None) for hooks in ("_forward_hooks", "_forward_pre_hooks"))
         if hooked or "forward" in vars(inside):
-            raise InputError(f"{name} ({type(inside).__name__}) has a hook or a forward set from outside, which no constant covers: "
-                             "remove it, or write a layer that declares its constants")
+            raise InputError(f"{name} ({type(inside).__name__}) has a hook or a forward set from outside, which no "
+                             "constant covers: remove it, or write a layer that declares its constants")
 
 def _definer(layer, method):
     "The class in which `method` of a layer (or of a class) is written"
@@ -131,8 +131,10 @@ class LinearOperator(LipschitzLayer):
         "The operator's constant, proved by `operator_bound`."
         check_weights(self.bias)
         return operator_bound(self.kernel(), self.in_shape, self.stride, self.padding, proof, claim, step)
-    def plain(self, x): return _plain(self.kernel().to(x), self._checked(x), self.stride, self.padding, self.bias.to(x))
-    def rounding(self, shape, dtype): return _rounding(self.kernel(), self.bias, shape, self.stride, self.padding, dtype)
+    def plain(self, x):
+        return _plain(self.kernel().to(x), self._checked(x), self.stride, self.padding, self.bias.to(x))
+    def rounding(self, shape, dtype):
+        return _rounding(self.kernel(), self.bias, shape, self.stride, self.padding, dtype)
     def extra_repr(self): return f"in {self.in_shape}, out {self.out_shape}"
 
 # %% ../nbs/06_layers.ipynb #d7fdb561
@@ -187,8 +189,8 @@ def _plain(kernel, x, stride, padding, bias):
     O, edges = len(kernel), kernel.shape[2:]
     h, w = ((n+2*padding-k)//stride+1 for n, k in zip(x.shape[2:], edges))
     part = max(1, 2**25//(kernel[0].numel()*h*w))
-    outs = [summed(kernel.flatten(1), F.unfold(p, edges, padding=padding, stride=stride))+bias[:, None] for p in x.split(part)]
-    return torch.cat(outs).reshape(len(x), O, h, w)
+    columns = (F.unfold(p, edges, padding=padding, stride=stride) for p in x.split(part))
+    return torch.cat([summed(kernel.flatten(1), c)+bias[:, None] for c in columns]).reshape(len(x), O, h, w)
 
 def _rounding(kernel, bias, shape, stride, padding, dtype):
     "Slope and offset of the rounding of `_plain` for inputs of that shape"

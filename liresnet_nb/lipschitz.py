@@ -110,7 +110,7 @@ def operator_matrix(
     stride=1,           # of the convolution; one number, or (vertical, horizontal)
     padding=0,          # zeros around the input; one number, or (vertical, horizontal)
 )->Tensor:              # [O·H'·W', I·H·W], the dtype of `kernel`
-    "The matrix of the layer as applied: with its stride, its padding and its input size; entries are copied, not computed."
+    "The matrix of the layer as applied: with its stride, padding and input size; entries are copied."
     if kernel.ndim == 2: return kernel
     O, I, kh, kw = kernel.shape
     places = [[(out, out*s+tap-p) for out in range((n+2*p-k)//s+1) if 0 <= out*s+tap-p < n]

@@ -132,8 +132,8 @@ class GloroNet(nn.Module):
 
     @torch.no_grad()
     def pair_bound(self,
-        proof:str="auto",   # how to prove the linear operators: "explicit", "symbol", "tight", or the cheap one for each
-        claims:dict|None=None, # (proof, value) by operator's name: prove these very numbers instead of finding some
+        proof:str="auto",   # of the linear operators: "explicit", "symbol", "tight", or the cheap one for each
+        claims:dict|None=None, # (proof, value) by operator's name: prove these very numbers
         progress:bool=False,   # show a bar?
     )->PairBound:
         "K_ji as a certificate needs it, proved for the weights of the moment."
@@ -154,9 +154,10 @@ class GloroNet(nn.Module):
             return pair_bound(self.head.rows(), layers, self.image_shape, self.fingerprint(), tuple(operators))
 
     def _check(self):
-        "What is in place now, not when the network was made: layers that declare their constants, and nothing behind their backs"
+        "Now, not when the network was made: layers that declare their constants, and nothing behind their backs"
         if type(self).forward is not GloroNet.forward:
-            raise InputError(f"{type(self).__name__} has a forward of its own, which no constant covers: write a layer instead")
+            name = type(self).__name__
+            raise InputError(f"{name} has a forward of its own, which no constant covers: write a layer instead")
         for k, layer in enumerate(self.body): check_layer(str(k), layer)
         for name, module in (("the network", self), ("the head", self.head)): check_hooks(name, module)
 
@@ -182,7 +183,7 @@ class GloroNet(nn.Module):
 
     @torch.no_grad()
     def constants(self, steps:int=200, proved:PairBound|None=None)->list[dict]:
-        "One row a layer, the bracket of its constant: low (a pair of inputs), estimate and residual (power steps), bound, proof."
+        "One row a layer, the bracket of its constant: low (a pair of inputs), estimate, residual, bound, proof."
         kept = {op: op.power_vector.clone() for op in self.modules() if isinstance(op, LinearOperator)}
         try:
             self.power_step(steps)
@@ -222,7 +223,7 @@ def _asked(claims, name, proof):
     return ("auto" if how == "zero" else how), value
 
 def _low(layer, shape):
-    "The stretch of the best pair of inputs known for a layer; found among random pairs, near and far, where it knows none itself"
+    "The stretch of the best pair of inputs that a layer knows; else of random pairs, near and far"
     if hasattr(layer, "lipschitz_low"): return layer.lipschitz_low()
     device = next((p.device for p in layer.parameters()), "cpu")
     x, move = torch.randn(2, 32, *shape, dtype=torch.float64, generator=generator("pairs")).to(device)
@@ -275,7 +276,8 @@ def rounding(self:GloroNet,
         slope, offset = _slope(layer, name, run.shapes[k], dtype)
         length = run.lengths[:, k]
         sums = (slope*(length+here+away+(reach+per_unit)*diameter)+offset)/float(UNIT[dtype])
-        if not (sums <= torch.finfo(dtype).max).all(): raise InputError(f"layer {name}: its sums may overflow {dtype}: rescale it")
+        if not (sums <= torch.finfo(dtype).max).all():
+            raise InputError(f"layer {name}: its sums may overflow {dtype}: rescale it")
         away = bound.value*away+slope*(length+here+away)+offset
         per_unit = bound.value*per_unit+slope*(reach+per_unit)
         here = bound.value*here+slope*length+offset
@@ -308,7 +310,7 @@ def lipschitz_low(self:GloroNet,
     steps:int=60,       # of Adam
     lr:float=0.02,      # step size, pixels
 )->float:               # features per unit of input, both in l2
-    "max over pairs of ‖g(x)−g(z)‖/‖x−z‖ before the head, as gradient ascent finds it: no Lipschitz constant is smaller."
+    "max over pairs of ‖g(x)−g(z)‖/‖x−z‖ before the head, by gradient ascent: no constant is smaller."
     dtype = next(self.parameters()).dtype
     x = images.detach().to(self.device, dtype)
     noise = torch.randn(x.shape, generator=generator("pair"), dtype=dtype).to(x.device)

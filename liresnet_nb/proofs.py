@@ -29,7 +29,7 @@ class Gram:
         padding:int=0,       # zeros around the input
         whole:int=4096,      # up to this size it is one block
     ):
-        if kernel.ndim == 2: kernel, in_shape, stride, padding = kernel[:, :, None, None], (len(kernel[0]), 1, 1), 1, 0
+        if kernel.ndim == 2: kernel, in_shape = kernel[:, :, None, None], (len(kernel[0]), 1, 1)
         O, I, k, _ = kernel.shape
         _, H, W = in_shape
         h, w = ((n+2*padding-k)//stride+1 for n in (H, W))
@@ -47,7 +47,8 @@ class Gram:
 
     def _pairs(self, r, r2):
         "Kernel rows (t, t') that meet for rows r and r'"
-        at = (lambda r, q: q+self.padding-r*self.stride) if self.adjoint else (lambda r, q: r+self.padding-q*self.stride)
+        def at(r, q):       # the kernel row that joins input row r and output row q
+            return r+self.padding-q*self.stride if not self.adjoint else q+self.padding-r*self.stride
         pairs = [(at(r, q), at(r2, q)) for q in range(self.others)]
         return tuple((t, u) for t, u in pairs if 0 <= t < self.k and 0 <= u < self.k)
 
@@ -79,7 +80,7 @@ class Gram:
 def _is_below(gram, c, step=lambda: None):
     "Is it proved that ‖A‖ ≤ `c`? `step` is called after each block."
     shift = float(Fraction(c)**2*(1-Fraction(1, 2**22)))
-    S, errors, bill = {}, {}, Fraction(0)           # Schur complement in the band; its error by block; their squares' sum
+    S, errors, bill = {}, {}, Fraction(0)     # Schur complement in the band; error of each block; sum of squares
     for k in range(gram.blocks):
         near = range(k, min(k+gram.band+1, gram.blocks))
         for i in near:
@@ -91,11 +92,13 @@ def _is_below(gram, c, step=lambda: None):
                 errors[i, j] = sqrt_up(squared)+(gamma(1)*norm_up(S[i, j].diagonal()) if i == j else 0)
         L, failed = torch.linalg.cholesky_ex(S[k, k])
         if failed.item(): return False
-        X = {i: L if i == k else torch.linalg.solve_triangular(L.T, S[i, k], upper=True, left=False) for i in near}
+        solve = lambda B: torch.linalg.solve_triangular(L.T, B, upper=True, left=False)
+        X = {i: L if i == k else solve(S[i, k]) for i in near}
         sizes = {i: norm_up(x) for i, x in X.items()}
         for i in near:
             n, old = len(L), S.pop((i, k))
-            residual = norm_up(old-X[i]@L.T)+gamma(2)*norm_up(old)+product_error(n+2, sizes[i], sizes[k], entries=old.numel())
+            residual = norm_up(old-X[i]@L.T)+gamma(2)*norm_up(old)
+            residual += product_error(n+2, sizes[i], sizes[k], entries=old.numel())
             bill += (1+(i != k))*(errors.pop((i, k))+residual)**2
             for j in near[1:]:
                 if i == k or j > i: continue
@@ -145,7 +148,7 @@ def cholesky_bound(
         if _is_below(gram, min(claim/scale, 2.**200), step): return Bound(claim, proof)
         raise InputError(f"‖A‖ ≤ {claim} is not proved: {proof} found no factor")
     top = top_value(kernel, in_shape, stride, padding)
-    if not top: raise InputError(f"{proof}: no input of shape {tuple(in_shape)} reaches the weights: use proof='symbol'")
+    if not top: raise InputError(f"no input of shape {tuple(in_shape)} reaches the weights: use proof='symbol'")
     for more in (2e-6, 8e-6, 1e-4, 1e-3, 1e-2, 1e-1):
         c = top*(1+more)
         if _is_below(gram, c, step): return Bound(up(Fraction(c)*Fraction(scale)), proof)

@@ -19,7 +19,8 @@ from .data import ImageSet, Task
 from .proofs import PROOFS
 from .model import ARITHMETIC, n_parameters
 from .train import Run, task_of
-from .evaluate import CLAIM, Evaluation, evaluate, load_pretrained, looseness, nearest_neighbour, show, vra_curve
+from .evaluate import CLAIM, Evaluation, evaluate, load_pretrained, looseness
+from .evaluate import nearest_neighbour, show, vra_curve
 from .figures import extremes, plot_constants, plot_history, plot_images, plot_vra
 
 # %% ../nbs/15_report.ipynb #0456b82b
@@ -99,8 +100,8 @@ def _constants(result):
     proved = result.pair_bound.sub_lipschitz.value
     cost = (f"Proved in {seconds['constants']:.1f} s; {seconds['forward']:.2f} s for the logits, "
             f"{seconds['certificates']:.3f} s for the certificates.")
-    product = (f"Product: estimated {c.estimate.prod():.5f}, proved {proved:.5f}; for the whole network some pair of inputs is "
-               f"stretched by {result.low:.5f}, so the product is {looseness(result)}.")
+    product = (f"Product: estimated {c.estimate.prod():.5f}, proved {proved:.5f}; for the whole network some pair of "
+               f"inputs is stretched by {result.low:.5f}, so the product is {looseness(result)}.")
     return _plot(plot_constants(c)), _table(layers, formatters=how), f"<p class='sub'>{product} {cost}</p>"
 
 # %% ../nbs/15_report.ipynb #b744f1bc
@@ -150,8 +151,9 @@ def main(argv=None)->int:
     parser = argparse.ArgumentParser("liresnet-report", description=about)
     parser.add_argument("run", metavar="RUN", help=which)
     parser.add_argument("--epsilon", nargs="+", metavar="E", help=radii)
-    parser.add_argument("--arithmetic", default="real", choices=list(ARITHMETIC), help="what is claimed, as for liresnet-certify")
-    parser.add_argument("--proof", default="auto", choices=PROOFS, help="how constants are proved, as for liresnet-certify")
+    for flag, default, choices, what in (("--arithmetic", "real", list(ARITHMETIC), "what is claimed"),
+                                         ("--proof", "auto", PROOFS, "how constants are proved")):
+        parser.add_argument(flag, default=default, choices=choices, help=f"{what}, as for liresnet-certify")
     parser.add_argument("--data-dir", metavar="FOLDER", help="where the data lie, if not where the run found them")
     parser.add_argument("--out", metavar="FILE", help="the page; report.html in the run's folder if not given")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")

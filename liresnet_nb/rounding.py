@@ -22,7 +22,8 @@ def up(
     except OverflowError: value = math.inf
     if value < exact: value = math.nextafter(value, math.inf)
     if math.isinf(value): raise InputError("a bound lies above the largest float64: rescale the layer")
-    if 0 < exact < sys.float_info.min: raise InputError("a bound lies below the smallest normal float64: rescale the layer")
+    if 0 < exact < sys.float_info.min:
+        raise InputError("a bound lies below the smallest normal float64: rescale the layer")
     return value
 
 def sqrt_up(
@@ -45,7 +46,7 @@ def gamma(
 )->Fraction:                     # relative to the sum of the absolute values
     "γ_n = nu/(1−nu), exact (Higham 2002, §3.1)."
     nu = n*UNIT[dtype]
-    if 2*nu >= 1: raise InputError(f"an inner product of {n} terms is too long for {dtype}: its rounding has no useful bound")
+    if 2*nu >= 1: raise InputError(f"an inner product of {n} terms is too long for {dtype}: no useful bound")
     return nu/(1-nu)
 
 # %% ../nbs/03_rounding.ipynb #d2564775
@@ -74,7 +75,8 @@ def lengths_up(
     "‖x‖₂ of each row, rounded up; no square under- or overflows."
     x = x.flatten(1).double()
     top = x.abs().amax(1, keepdim=True).clamp_min(float(TINY[torch.float64]))
-    return (top[:, 0]*(x/top).norm(dim=1)*(1+2**-30)+float(TINY[torch.float64])).cpu()   # 2⁻³⁰: γ of ten million entries
+    length = top[:, 0]*(x/top).norm(dim=1)
+    return (length*(1+2**-30)+float(TINY[torch.float64])).cpu()      # 2⁻³⁰: above γ of five million entries
 
 # %% ../nbs/03_rounding.ipynb #6c01734f
 def product_error(
