@@ -175,7 +175,7 @@ def summed(
 )->Tensor:               # [O,P] or [B,O,P]
     "weight @ x, `CHUNK` terms at a time."
     parts = zip(weight.split(CHUNK, 1), x.split(CHUNK, -2))
-    return functools.reduce(torch.add, (w@p for w, p in parts))
+    return functools.reduce(Tensor.add_, (w@p for w, p in parts))
 
 def roundings(
     n:int,               # terms of an inner product
@@ -188,9 +188,12 @@ def _plain(kernel, x, stride, padding, bias):
     if kernel.ndim == 2: return summed(kernel, x.T).T+bias
     O, edges = len(kernel), kernel.shape[2:]
     h, w = ((n+2*padding-k)//stride+1 for n, k in zip(x.shape[2:], edges))
-    part = max(1, 2**25//(kernel[0].numel()*h*w))
-    columns = (F.unfold(p, edges, padding=padding, stride=stride) for p in x.split(part))
-    return torch.cat([summed(kernel.flatten(1), c)+bias[:, None] for c in columns]).reshape(len(x), O, h, w)
+    part = max(1, 2**21//(kernel[0].numel()*h*w))       # small enough to stay in the cache
+    out = x.new_empty(len(x), O, h*w)
+    for y, p in zip(out.split(part), x.split(part)):
+        columns = F.unfold(p, edges, padding=padding, stride=stride)
+        torch.add(summed(kernel.flatten(1), columns), bias[:, None], out=y)
+    return out.reshape(len(x), O, h, w)
 
 def _rounding(kernel, bias, shape, stride, padding, dtype):
     "Slope and offset of the rounding of `_plain` for inputs of that shape"

@@ -146,7 +146,7 @@ def test_a_wrong_svd_makes_no_wrong_bound(monkeypatch):
     A, honest = normal(30, 20), torch.linalg.svd
     truth = torch.linalg.matrix_norm(A, 2).item()
     def swapped(U, s, V): return U, s.flip(0), V
-    lies = [lambda U, s, V: (U, .9*s, V), lambda U, s, V: (.9*U, s, V), lambda U, s, V: (U, s, V.roll(1, 0)), swapped,
+    lies = [lambda U, s, V: (1.1*U, s/1.1, V), lambda U, s, V: (U, s/1.1, 1.1*V), lambda U, s, V: (U, .9*s, V), lambda U, s, V: (.9*U, s, V), lambda U, s, V: (U, s, V.roll(1, 0)), swapped,
             lambda U, s, V: (-U, -s, V), lambda U, s, V: (-.9*U, -s, V), lambda U, s, V: (U+.01, s, V), lambda U, s, V: (0*U, 0*s, 0*V), lambda U, s, V: (U, s-1e-6, V)]
     for lie in lies:
         monkeypatch.setattr(torch.linalg, "svd", lambda *a, lie=lie, **k: lie(*honest(*a, **k)))
