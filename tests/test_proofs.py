@@ -124,20 +124,32 @@ def test_the_tight_proof_comes_within_1e_5_whatever_the_blocks(shape, in_shape, 
         with pytest.raises(InputError, match="found no factor"): cholesky_bound(kernel, in_shape, stride, padding, claim=truth*(1-e), whole=whole)
 
 
-def test_several_image_rows_make_a_block_and_the_band_is_wide_enough():
-    kernel = normal(6, 4, 5, 5)
-    for n, padding in ((20, 2), (26, 1)):
-        gram = Gram(kernel, (4, n, n), 1, padding, whole=0)
-        assert gram.group > 1 and gram.blocks > 1
-        A = operator_matrix(kernel, (4, n, n), 1, padding).reshape(-1, 4, n, n).transpose(1, 2).flatten(1)
-        for i in range(gram.blocks):
-            for j in range(gram.blocks):
-                a, b = (slice(x*gram.group*gram.n, (x+1)*gram.group*gram.n) for x in (i, j))
-                exact = A[:, a].T@A[:, b]
-                if abs(i-j) > gram.band: assert not exact.any()
-                else:
-                    block, squared = gram.block(i, j)
-                    assert torch.allclose(block, exact, rtol=1e-12) and norm_up(block-exact)**2 <= 4*squared
+@pytest.mark.parametrize("edge", [1, 150, 1024])
+@pytest.mark.parametrize("shape, n, stride, padding", [((6, 4, 5, 5), 20, 1, 2), ((6, 4, 5, 5), 26, 1, 1), ((3, 4, 3, 3), 15, 2, 1), ((9, 2, 4, 4), 14, 3, 2), ((2, 5, 3, 3), 12, 1, 0)])
+def test_the_band_holds_all_that_is_not_zero(monkeypatch, edge, shape, n, stride, padding):
+    monkeypatch.setattr(proofs, "EDGE", edge)
+    kernel = normal(*shape)
+    gram = Gram(kernel, (shape[1], n, n), stride, padding, whole=0)
+    assert gram.group == max(1, min(edge//gram.n, edge)) and gram.blocks == -(-gram.rows//gram.group)
+    A = operator_matrix(kernel, (shape[1], n, n), stride, padding)
+    B = A.T.reshape(-1, shape[0], gram.rows, gram.n//shape[0]) if gram.adjoint else A.reshape(-1, shape[1], n, n)
+    exact, size = B.transpose(1, 2).flatten(1), gram.group*gram.n
+    exact = exact.T@exact
+    for i in range(gram.blocks):
+        for j in range(gram.blocks):
+            part = exact[i*size:(i+1)*size, j*size:(j+1)*size]
+            if abs(i-j) > gram.band: assert not part.any()
+            else:
+                block, squared = gram.block(i, j)
+                assert torch.allclose(block, part, rtol=1e-12, atol=1e-12) and norm_up(block-part)**2 <= 4*squared
+
+
+def test_an_error_in_forming_the_blocks_is_paid_for(monkeypatch):
+    kernel, honest = normal(6, 5, 3, 3), Gram.block
+    truth = torch.linalg.matrix_norm(operator_matrix(kernel, (5, 8, 8), 1, 1), 2).item()
+    assert cholesky_bound(kernel, (5, 8, 8), 1, 1, claim=1.001*truth)
+    monkeypatch.setattr(Gram, "block", lambda self, i, j: (honest(self, i, j)[0], Fraction(1, 10**4)))
+    with pytest.raises(InputError, match="found no factor"): cholesky_bound(kernel, (5, 8, 8), 1, 1, claim=1.001*truth)
 
 
 # Libraries that lie: a bound may get loose or fail, never wrong
