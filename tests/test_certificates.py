@@ -17,9 +17,10 @@ from liresnet_nb.bounds import PairBound
 from liresnet_nb.certificate import check_certificate, read_certificate, write_certificate
 from liresnet_nb.core import InputError
 from liresnet_nb.evaluate import certify, evaluate, load_pretrained
-from liresnet_nb.layers import Centre, Conv, Dense, Flatten, LinearOperator, LipschitzLayer, MinMax, NormalizedHead
+from liresnet_nb.layers import Centre, Conv, Dense, Flatten, LinearOperator, LinearResidual, LipschitzLayer, MinMax, NormalizedHead, roundings
+from liresnet_nb.lipschitz import operator_matrix
 from liresnet_nb.model import ARITHMETIC, GloroNet
-from liresnet_nb.rounding import UNIT
+from liresnet_nb.rounding import UNIT, gamma
 
 NECK, DENSE = 11, 14          # places in the body of the shipped model
 
@@ -161,6 +162,19 @@ def test_rounding_of_random_networks_stays_within_the_account(case, size):
     slack, growth = model.rounding(single, model.pair_bound(), pred, "float32")
     gap = lambda run: run.logits.double().gather(1, pred[:, None])-run.logits.double()
     assert ((gap(single)-gap(exact)).abs() <= slack).all() and (growth >= 0).all()
+
+
+@pytest.mark.parametrize("layer", [Conv((3, 9, 7), 4, 3, 1, 1), Conv((2, 12, 12), 5, 5, 2, 2), Conv((4, 8, 8), 6, 4, 4), Dense(150, 40), LinearResidual((6, 7, 7), 3)], ids=str)
+def test_the_account_of_a_layer_is_gamma_times_the_norm_of_its_absolute_values(layer):
+    torch.manual_seed(1)
+    for p in layer.parameters(): torch.nn.init.normal_(p)
+    A = operator_matrix(layer.kernel().detach().double(), layer.in_shape, layer.stride, layer.padding).abs()
+    places = math.prod(layer.out_shape[1:])
+    for dtype in (torch.float32, torch.float64):
+        slope, offset = (float(x) for x in layer.rounding(layer.in_shape, dtype))
+        g = float(gamma(roundings(layer.kernel()[0].numel()), dtype))
+        exact = g*torch.linalg.matrix_norm(A, 2).item(), g*layer.bias.detach().double().norm().item()*places**.5
+        assert exact[0]*(1-1e-12) <= slope <= 2*exact[0] and exact[1]*(1-1e-12) <= offset <= exact[1]*(1+1e-5)
 
 
 @pytest.mark.parametrize("fmt, arithmetic", [(torch.float32, "float32"), (torch.float64, "float64")])
