@@ -189,11 +189,8 @@ def _plain(kernel, x, stride, padding, bias):
     O, edges = len(kernel), kernel.shape[2:]
     h, w = ((n+2*padding-k)//stride+1 for n, k in zip(x.shape[2:], edges))
     part = max(1, 2**21//(kernel[0].numel()*h*w))       # small enough to stay in the cache
-    out = x.new_empty(len(x), O, h*w)
-    for y, p in zip(out.split(part), x.split(part)):
-        columns = F.unfold(p, edges, padding=padding, stride=stride)
-        torch.add(summed(kernel.flatten(1), columns), bias[:, None], out=y)
-    return out.reshape(len(x), O, h, w)
+    columns = (F.unfold(p, edges, padding=padding, stride=stride) for p in x.split(part))
+    return torch.cat([summed(kernel.flatten(1), c)+bias[:, None] for c in columns]).reshape(len(x), O, h, w)
 
 def _rounding(kernel, bias, shape, stride, padding, dtype):
     "Slope and offset of the rounding of `_plain` for inputs of that shape"
