@@ -164,6 +164,31 @@ def test_rounding_of_random_networks_stays_within_the_account(case, size):
     assert ((gap(single)-gap(exact)).abs() <= slack).all() and (growth >= 0).all()
 
 
+@pytest.mark.parametrize("arithmetic", ["real", "float32", "float64"])
+def test_the_account_of_a_network_step_by_step(digits, arithmetic):
+    "A second implementation, one image and one radius at a time: error at the image, and at any other image of the ball."
+    dtype = ARITHMETIC[arithmetic]
+    model, images = shipped().to(dtype), digits.test.images(slice(0, 3)).to(dtype)
+    run, proved = model.plain(images), model.pair_bound()
+    pred, rows, g = run.logits.argmax(1), model.head.rows().detach().double(), float(gamma(roundings(256), dtype))
+    slack, growth = model.rounding(run, proved, pred, arithmetic)
+    for b in range(3):
+        for epsilon in (0., .3, 2.):
+            here = away = 0.
+            reach, lengths = epsilon, run.lengths[b].tolist()
+            for layer, (_, bound), shape, length in zip(model.body, proved.layers, run.shapes, lengths):
+                slope, offset = (float(v) for v in layer.rounding(shape, dtype))
+                away = bound.value*away+slope*(length+reach+here+away)+offset
+                here, reach = bound.value*here+slope*length+offset, reach*bound.value
+            last, size, bias = lengths[-1], rows.norm(dim=1), model.head.bias.detach().double().abs()
+            def margin(error, length):
+                own = g*(size*length+bias)
+                return (rows-rows[pred[b]]).norm(dim=1)*error+own+own[pred[b]]
+            wanted = margin(here, last)+(0 if arithmetic == "real" else margin(away, last+reach+here+away))
+            torch.testing.assert_close(slack[b]+growth[b]*epsilon, wanted.detach(), rtol=1e-6, atol=0)
+            assert (slack[b]+growth[b]*epsilon >= wanted*(1-1e-12)).all()
+
+
 @pytest.mark.parametrize("layer", [Conv((3, 9, 7), 4, 3, 1, 1), Conv((2, 12, 12), 5, 5, 2, 2), Conv((4, 8, 8), 6, 4, 4), Dense(150, 40), LinearResidual((6, 7, 7), 3)], ids=str)
 def test_the_account_of_a_layer_is_gamma_times_the_norm_of_its_absolute_values(layer):
     torch.manual_seed(1)
