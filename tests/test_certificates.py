@@ -405,6 +405,7 @@ def test_the_steps_from_estimate_to_proof_to_execution_cost_few_images(digits):
     real, single = (evaluate(run, digits, .3, progress=False, arithmetic=a) for a in ("real", "float32"))
     n = len(digits.test)
     assert round(n*(real.vra_est(.3)-real.vra(.3))) <= 2 and round(n*(real.vra(.3)-single.vra(.3))) <= 1
+    assert (single.table.radius <= real.table.radius*(1+1e-6)).all()              # the stronger claim, the smaller radius
     assert 0 < real.low <= real.pair_bound.sub_lipschitz.value <= 1.2*real.low
     assert (real.constants.low <= real.constants.bound).all() and (real.constants.low >= .99*real.constants.estimate).all()
 
