@@ -235,11 +235,11 @@ def check_kernel(
 class PairBound:
     "Proved constants of logit j minus logit i, [m,m]; what certificates accept, and nothing else."
     matrix:Tensor           # [m,m], float64, CPU, logits per unit pixel-l2; zero on the diagonal
+    distances:Tensor        # ‖w_j − w_i‖ of the head's rows, [m,m], rounded up
     sub_lipschitz:Bound     # of everything before the head
     layers:tuple            # (name, Bound) of each layer before the head
     image_shape:tuple       # (C,H,W) the constants hold for
     weights:str=""          # SHA-256 of the weights they were proved for
-    distances:Tensor|None=None # ‖w_j − w_i‖ of the head's rows, [m,m], rounded up
     operators:tuple=()      # (name, Bound) of each linear operator inside the layers
     def __repr__(self):
         off = self.matrix[~torch.eye(len(self.matrix), dtype=torch.bool)]
@@ -268,7 +268,7 @@ def pair_bound(
     if ((matrix < sys.float_info.min) & (distance > 0)).any() and sub.value > 0:
         raise InputError(f"pair constants underflow {where}")
     if not torch.isfinite(matrix).all(): raise InputError(f"pair constants overflow {where}")
-    return PairBound(matrix, sub, tuple(layers), tuple(image_shape), weights, distance, tuple(operators))
+    return PairBound(matrix, distance, sub, tuple(layers), tuple(image_shape), weights, tuple(operators))
 
 def row_distances(
     rows:Tensor,            # [m,D], float64

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'choose', 'number', 'check_epsilon', 'generator', 'seeded', 'pick_device', 'full_precision',
-           'atomic_path', 'check_images', 'check_labels', 'from_dict', 'add_flags', 'field_type', 'run_command',
-           'check_target']
+           'atomic_path', 'check_images', 'check_labels', 'check_whole', 'tensor_bytes', 'from_dict', 'add_flags',
+           'field_type', 'run_command', 'check_target']
 
 # %% ../nbs/00_core.ipynb #8ad29a74
 import argparse, contextlib, dataclasses, difflib, hashlib, os, sys, tempfile, typing
@@ -153,6 +153,19 @@ def check_labels(
         if low < 0 or high >= n_classes:
             raise InputError(f"labels run from {low} to {high}: wanted 0 to {n_classes-1}")
     return labels
+
+def check_whole(
+    **numbers,           # by name, for the message
+):
+    "Raise `InputError` unless all of them are whole numbers from 1 up."
+    for name, n in numbers.items():
+        if not isinstance(n, int) or n < 1: raise InputError(f"{name} is {n!r}: wanted a whole number >= 1")
+
+def tensor_bytes(
+    x:Tensor,            # any shape, dtype and device
+):                       # its numbers as bytes, a numpy array: what hashes are made of
+    "The memory of a tensor."
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 # %% ../nbs/00_core.ipynb #3d7c3f21
 def from_dict(

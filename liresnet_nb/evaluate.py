@@ -16,7 +16,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, choose
+from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, check_whole, choose
 from .data import ImageSet, Task, data_home
 from .bounds import PairBound
 from .model import ARITHMETIC, GloroNet
@@ -71,7 +71,7 @@ def certify(
 )->pd.DataFrame:                # a row an image: pred, margin, radius, certified
     "Predictions with proved radii: `certified` where radius > ε (GloRo, arXiv:2102.08452)."
     if not isinstance(model, GloroNet): raise InputError(f"model is a {type(model).__name__}: wanted a GloroNet, such as run.model")
-    if not isinstance(batch, int) or batch < 1: raise InputError(f"batch is {batch!r}: wanted a whole number >= 1")
+    check_whole(batch=batch)
     epsilon = check_epsilon(epsilon)
     check_images(images, model.image_shape)
     choose(arithmetic, ARITHMETIC, "arithmetic")
@@ -79,8 +79,8 @@ def certify(
     table = _table([_rows(model, _run(model, part, arithmetic), proved, arithmetic) for part in images.split(batch)])
     return table.assign(certified=table.radius > epsilon)
 
-def _proved(model, pair_bound, proof="auto"):
-    if pair_bound is None: return model.pair_bound(proof)
+def _proved(model, pair_bound, proof, progress=False):
+    if pair_bound is None: return model.pair_bound(proof, progress=progress)
     if not isinstance(pair_bound, PairBound):
         raise InputError(f"a certificate needs a PairBound (model.pair_bound()), not a {type(pair_bound).__name__}")
     if (pair_bound.weights, pair_bound.image_shape) != (model.fingerprint(), model.image_shape):
@@ -210,17 +210,17 @@ def evaluate(
     epsilons = tuple(check_epsilon(e, zero=True) for e in epsilons)
     clock = [time.perf_counter()]
     choose(arithmetic, ARITHMETIC, "arithmetic")
-    proved = model.pair_bound(proof, progress=progress) if pair_bound is None else _proved(model, pair_bound)
+    proved = _proved(model, pair_bound, proof, progress)
     constants = pd.DataFrame(model.constants(proved=proved))
     estimate = constants.estimate.prod()
     loose = proved.sub_lipschitz.value/estimate if estimate > 0 else 1.
     seconds, rows = dict(constants=time.perf_counter()-clock[0], forward=0., certificates=0.), []
     test = task.test.to(model.device)
     steps = -(-len(test)//batch)
-    bar, low = dict(total=steps, desc="certifying", disable=not progress or steps <= 4, leave=False), 0.
+    bar, low = dict(total=steps, desc="certifying", disable=not progress or steps <= 4, leave=False), None
     for images, labels, index in tqdm(test.batches(batch), **bar):
         check_images(images, model.image_shape); check_labels(labels, model.n_classes)
-        if not low: low = model.lipschitz_low(images[:16])
+        if low is None: low = model.lipschitz_low(images[:16])
         clock = [time.perf_counter()]
         found = _run(model, images, arithmetic); clock.append(time.perf_counter())
         part = _rows(model, found, proved, arithmetic); clock.append(time.perf_counter())

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .core import InputError, choose, full_precision, generator, seeded
+from .core import InputError, choose, full_precision, generator, seeded, tensor_bytes
 from .lipschitz import norm, power_estimate, power_residual, power_step, unit
 from .rounding import TINY, UNIT, gamma, lengths_up, up
 from .bounds import PairBound, check_bound, pair_bound
@@ -208,7 +208,7 @@ def _tell(digest, name, value):
     digest.update(f"{name} {type(value).__name__} ".encode())
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor_bytes(value))
     elif isinstance(value, dict):
         for k, v in value.items(): _tell(digest, k, v)
     elif isinstance(value, (list, tuple)):

@@ -13,7 +13,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from .core import InputError, choose
+from .core import InputError, choose, tensor_bytes
 from .lipschitz import apply_adjoint, apply_operator, operator_matrix
 from .rounding import gamma, norm_up, power_of_two, product_error, sqrt_up, up
 from .bounds import NOTHING, Bound, check_claim, check_kernel, check_weights, matrix_bound
@@ -173,7 +173,7 @@ def operator_bound(
     kernel = check_weights(kernel)
     if not kernel.any(): return NOTHING
     if claim is not None: return _prove(kernel, in_shape, stride, padding, proof, check_claim(claim), step)
-    content = hashlib.sha256(kernel.cpu().contiguous().numpy().tobytes()).hexdigest()
+    content = hashlib.sha256(tensor_bytes(kernel)).hexdigest()
     key = content, tuple(kernel.shape), tuple(in_shape), stride, padding, proof
     if key not in _found:
         if len(_found) == 1000: _found.pop(next(iter(_found)))

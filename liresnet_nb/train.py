@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 import liresnet_nb
 from .core import InputError, add_flags, atomic_path, check_epsilon, choose
-from .core import field_type, from_dict, pick_device, run_command
+from .core import field_type, from_dict, pick_device, run_command, tensor_bytes
 from .data import TASKS, Augment, ImageSet, StreamSet, Task, load_task
 from .losses import LOSSES, get_loss
 from .margins import runner_up, threatening_class, vra_estimate
@@ -194,7 +194,7 @@ def save_checkpoint(
 
 def _digest(tensors):
     digest = hashlib.sha256()
-    for k in sorted(tensors): digest.update(k.encode()); digest.update(tensors[k].flatten().view(torch.uint8).numpy())
+    for k in sorted(tensors): digest.update(k.encode()); digest.update(tensor_bytes(tensors[k]))
     return digest.hexdigest()
 
 def read_checkpoint(

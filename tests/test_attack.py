@@ -234,8 +234,8 @@ def test_vanishing_gradients_still_point_somewhere():
     assert (predict(model, apgd(model, x, y, 0.11, steps=20, **quiet)) == 1).all()
     for scale in (1e-30, 1e30):
         v = torch.tensor([[[[3., 4.]]], [[[0., 0.]]]])*scale
-        torch.testing.assert_close(module._length(v).flatten(), torch.tensor([5*scale, 0.]), rtol=1e-6, atol=0)
-        assert module._unit(v).flatten().tolist() == pytest.approx([.6, .8, 0, 0])
+        torch.testing.assert_close(module.norm(v), torch.tensor([5*scale, 0.]), rtol=1e-6, atol=0)
+        assert module.unit(v).flatten().tolist() == pytest.approx([.6, .8, 0, 0])
 
 
 def test_full_precision_whatever_is_switched_on(shipped, sample):
