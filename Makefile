@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help demo test lab readme prepare soak cross proofs clean
+.PHONY: help demo test docs open lab readme prepare soak cross proofs clean notebooks
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -23,8 +23,17 @@ demo: .venv/.library  ## train a LiResNet on the embedded digits, certify it, wr
 test: .venv/.development  ## every check: notebooks and library agree, lint, tests, every notebook runs
 	$(BIN)/python tools/check.py sync
 	$(BIN)/ruff check
-	$(BIN)/python -m pytest -q
-	$(BIN)/python tools/check.py notebooks
+	$(MAKE) docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+notebooks: .venv/.development  ## run every notebook and every solution (kept by content: again only if something changed)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/check.py notebooks
+
+docs: notebooks  ## the site in _docs, built without network
+	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
+
+open: docs  ## the site at http://localhost:8000
+	$(BIN)/python -m http.server -d _docs 8000
 
 soak: .venv/.development  ## the property tests at ten thousand cases each
 	$(BIN)/python -m pytest -q -m property --hypothesis-profile=soak
@@ -39,8 +48,9 @@ cross: .venv/.development  ## our Auto-PGD beside torchattacks (which pins an ol
 lab: .venv/.development  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
 
-readme: .venv/.development  ## README.md from nbs/index.ipynb
+readme: .venv/.development  ## README.md from nbs/index.ipynb, llms.txt from the titles of all notebooks
 	$(BIN)/python tools/readme.py
+	$(BIN)/python tools/llms.py
 
 prepare: .venv/.development readme  ## clean the notebooks and export the library from them
 	$(BIN)/nbdev_clean

@@ -45,7 +45,7 @@ def check_bound(
 
 def product(
     bounds,         # `Bound`s, in any order
-    proof:str="product of the layers",
+    proof:str="product of the layers",  # how it was come by
 )->Bound:
     "The constant of a composition: at most the product of the constants; exact, then rounded up once."
     exact = math.prod((Fraction(b.value) for b in bounds), start=Fraction(1))
@@ -67,7 +67,9 @@ def settle(
     if found <= Fraction(claim): return Bound(claim, proof)
     raise InputError(f"‖A‖ ≤ {claim} is not proved: {proof} arrives at {float(found):.12g}")
 
-def check_claim(claim)->float:
+def check_claim(
+    claim,               # a number, or what should be one
+)->float:
     "`claim`, or an `InputError` when it is no finite number from 0 up."
     if isinstance(claim, bool) or not isinstance(claim, (int, float)) or not 0 <= claim < 2.**1023:
         raise InputError(f"a constant is claimed to be {claim!r}: wanted a finite number >= 0")
@@ -222,7 +224,7 @@ def _first_claim(tops, taps, grid):
 _NINE = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2))
 
 def check_kernel(
-    kernel:Tensor,
+    kernel:Tensor,       # of a layer
 )->Tensor:
     "`kernel`, if it is one that the proofs speak of: [O,I,k,k]."
     if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:

@@ -85,7 +85,7 @@ def write_certificate(
 @dataclass(frozen=True)
 class Verdict:
     "The answer of a check."
-    valid:bool
+    valid:bool          # does every claim hold?
     reason:str          # the first disagreement, or what was verified
     def __bool__(self): return self.valid
     def __str__(self): return f"{'valid' if self.valid else 'NOT valid'}: {self.reason}"
@@ -183,7 +183,9 @@ def _first_difference(rows, again, tolerance):
     return f"row {k} says {tell(rows)}; recomputed: {tell(again)}"
 
 # %% ../nbs/12_certificate.ipynb #b69f0afd
-def main(argv=None)->int:
+def main(
+    argv=None,   # words of the command line; None: those of this process
+)->int:          # exit status
     "The command `liresnet-certify`."
     about = "Certify a trained run on its test images and write what is proved; or check such a certificate."
     parser = argparse.ArgumentParser("liresnet-certify", description=about)

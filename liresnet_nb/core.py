@@ -66,7 +66,9 @@ def generator(
 
 # %% ../nbs/00_core.ipynb #e9843d76
 @contextlib.contextmanager
-def seeded(*key):
+def seeded(
+    *key,                # names the stream
+):
     "Inside the block torch's global CPU stream is the one named `key`; outside, nothing has changed."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(*key).initial_seed())
@@ -197,7 +199,10 @@ def _read_number(text):
     try: return number(text)
     except InputError as e: raise argparse.ArgumentTypeError(str(e)) from None
 
-def field_type(cls, name:str)->type:
+def field_type(
+    cls,                 # a dataclass
+    name:str,            # of one of its fields
+)->type:
     "The type of a dataclass field, without the None that it may be."
     kind = typing.get_type_hints(cls)[name]
     return next((t for t in typing.get_args(kind) if t is not type(None)), kind)

@@ -228,7 +228,7 @@ def draw_glyphs(
     per_class:int,      # images of each
     size:int=16,        # edge in pixels, 16 or 32
     split:str="train",  # names the random stream
-    seed:int=0,
+    seed:int=0,         # of the random stream
 )->ImageSet:            # labels 0, 1, ..., n_classes−1, 0, 1, ...
     "White glyphs on black."
     if not 2 <= n_classes <= len(GLYPH_CLASSES):
@@ -353,7 +353,11 @@ def read_image(
     array = torch.from_numpy(np.array(img))
     return (array[..., None] if grey else array).permute(2, 0, 1).contiguous()
 
-def load_files(files, labels, size=None)->ImageSet:
+def load_files(
+    files,              # paths of images
+    labels,             # a class for each
+    size=None,          # edge in pixels; None: as they are
+)->ImageSet:
     "Read image files into one tensor, in parallel, with a progress bar."
     bar = dict(total=len(files), desc="reading images", disable=len(files) < 2000, leave=False)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -29,7 +29,7 @@ PRETRAINED = dict(digits="digits.safetensors")   # files in liresnet_nb/pretrain
 def load_pretrained(
     source:str="digits",        # "digits", the path of a checkpoint, or its URL
     sha256:str|None=None,       # hex digest the file must have; required for a URL
-    device:str="cpu",
+    device:str="cpu",           # where the model is to be
 )->Run:
     "A trained run, from the package, a file or the network."
     source = str(source)

@@ -65,7 +65,7 @@ def check_layer(
 
 def check_hooks(
     name:str,              # what it is, for the message
-    module,
+    module,                # of torch
 ):
     "Raise `InputError` for a module whose call does more than its class says: hooks, or a forward of its own."
     for inside in getattr(module, "modules", lambda: [module])():
@@ -140,7 +140,10 @@ class LinearOperator(LipschitzLayer):
 # %% ../nbs/06_layers.ipynb #d7fdb561
 class Dense(LinearOperator):
     "y = Wx + b."
-    def __init__(self, in_features:int, out_features:int):
+    def __init__(self,
+        in_features:int,     # length of the input
+        out_features:int,    # length of the output
+    ):
         super().__init__((in_features,), out_features)
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         nn.init.orthogonal_(self.weight)
@@ -154,8 +157,8 @@ class Conv(LinearOperator):
         in_shape:tuple,      # (I,H,W)
         out_channels:int,    # O
         kernel_size:int,     # k
-        stride:int=1,
-        padding:int=0,
+        stride:int=1,        # pixels from one output to the next
+        padding:int=0,       # zeros around the input, pixels
     ):
         super().__init__(in_shape, out_channels, stride, padding)
         self.weight = nn.Parameter(torch.empty(out_channels, in_shape[0], kernel_size, kernel_size))

@@ -379,6 +379,8 @@ def build_model(
     "The LiResNet called `name`; the same weights for the same seed."
     return LiResNet(model_config(name, image_shape, n_classes, dense), seed)
 
-def n_parameters(model:nn.Module)->int:
+def n_parameters(
+    model:nn.Module,     # any
+)->int:
     "How many numbers are learned."
     return sum(p.numel() for p in model.parameters())

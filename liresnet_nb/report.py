@@ -143,7 +143,9 @@ def report_page(
                         body="\n".join(body), footer=_footer(run))
 
 # %% ../nbs/15_report.ipynb #9396cf27
-def main(argv=None)->int:
+def main(
+    argv=None,   # words of the command line; None: those of this process
+)->int:          # exit status
     "The command `liresnet-report`."
     about = "Certify a run, print the result, and write it as one self-contained HTML page."
     which = "folder of a run, a checkpoint file, or 'digits' for the model that ships with the package"

@@ -83,7 +83,7 @@ def product_error(
     inner:int,           # length of the inner products
     *norms,              # upper bounds on the Frobenius norms of both factors
     entries:int=0,       # of the product: each inner product may lose `inner` numbers to underflow
-    dtype=torch.float64,
+    dtype=torch.float64, # that the products are computed in
 )->Fraction:
     "How far a computed matrix product can be from the exact one, in the Frobenius norm: γ_n‖A‖‖B‖."
     return gamma(inner, dtype)*math.prod(norms, start=Fraction(1))+entries*inner*TINY[dtype]

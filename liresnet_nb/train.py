@@ -224,7 +224,11 @@ def read_checkpoint(
     return tensors, meta
 
 # %% ../nbs/10_train.ipynb #ec2cd154
-def load_weights(model:nn.Module, tensors:dict, source):
+def load_weights(
+    model:nn.Module,   # of the same architecture
+    tensors:dict,      # by name, as in the checkpoint
+    source,            # where they come from, for the message
+):
     "Put the checkpoint's weights into `model`; another architecture is refused."
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     mine = model.state_dict()
@@ -239,7 +243,7 @@ def load_weights(model:nn.Module, tensors:dict, source):
 def load_run(
     path,                          # the folder of a run, or a checkpoint file
     model:GloroNet|None=None,      # of the same architecture; needed only for a model of your own
-    device:str="cpu",
+    device:str="cpu",              # where the model is to be
 )->Run:
     "A run as it was saved."
     tensors, meta = read_checkpoint(path)
@@ -308,7 +312,7 @@ def _sweep(folder):
 # %% ../nbs/10_train.ipynb #94d3e8fc
 def train_step(
     model:GloroNet,
-    optimizer,
+    optimizer,            # of its parameters
     images:Tensor,        # [B,C,H,W], this process's share of the step
     labels:Tensor,        # [B]
     loss,                 # (logits, labels, pair_est, epsilon) -> [B]
@@ -347,12 +351,13 @@ class Diverged(InputError):
 
 def run_epoch(
     model:GloroNet,
-    optimizer,
+    optimizer,            # of its parameters
     train,                # an `ImageSet` or `StreamSet`, on the device
     epoch:int,            # how many came before
     config:TrainConfig,   # complete
     bar,                  # a tqdm bar that counts steps
-    rank:int=0, world:int=1, # this process, and how many share each step
+    rank:int=0,           # this process
+    world:int=1,          # how many share each step
 )->dict:                  # the epoch's row of the history
     "One pass over the training images."
     began, device = time.time(), model.device
@@ -394,7 +399,7 @@ def threats(
     model:GloroNet,
     images,               # an `ImageSet` or `StreamSet`
     epsilon:float,        # l2 radius, [0,1] pixels
-    batch:int=256,
+    batch:int=256,        # images at a time
 )->list[Tensor]:          # threatening class and runner-up of each image, [N] each, int16, CPU
     "Who threatens each image, from one clean pass (arXiv:2301.12549 §4, Figure 3)."
     pair, out = model.pair_est(), []
@@ -424,6 +429,7 @@ def fit(
     config=None,               # a `TrainConfig`, or the name of a preset: "default", "paper"
     out=None,                  # folder to write to and to resume from; None: nothing is written
     progress:bool=True,        # show a bar?
+    on_epoch=None,             # called with the `Run` so far after each epoch; KeyboardInterrupt in it stops the run
     **fields,                  # any field of `TrainConfig`
 )->Run:
     "Train a certified network (LiResNet with EMMA unless told otherwise; arXiv:2301.12549)."
@@ -436,7 +442,7 @@ def fit(
             raise InputError(f"the model takes {model.image_shape} and tells {model.n_classes} classes apart, "
                              f"the task has {task.image_shape} and {task.n_classes}")
         out = Path(out) if out else None
-        return _fit(task, model.to(device), config, out, progress and rank == 0, rank, world)
+        return _fit(task, model.to(device), config, out, progress and rank == 0, rank, world, on_epoch)
 
 # %% ../nbs/10_train.ipynb #037e23da
 def _settings(task, model, config, fields):
@@ -463,7 +469,7 @@ def _settings(task, model, config, fields):
     return check_config(config, epsilon, augment)
 
 # %% ../nbs/10_train.ipynb #86d870c0
-def _fit(task, model, config, folder, progress, rank, world):
+def _fit(task, model, config, folder, progress, rank, world, on_epoch):
     "`fit`, once everything is an object and every setting is known"
     fingerprint = task.train.fingerprint() if folder else ""
     tensors, meta = open_run(folder, config, fingerprint) if folder else (None, None)
@@ -481,6 +487,9 @@ def _fit(task, model, config, folder, progress, rank, world):
     steps, saved_at, interrupted, unsaved = -(-len(train)//config.batch), time.time(), False, None
     bar = tqdm(total=config.epochs*steps, initial=len(history)*steps, disable=not progress, unit="step",
                mininterval=0.5, desc=f"{config.task} {config.model} {config.loss}")
+    def so_far():
+        tracked = [torch.stack(v) if v else None for v in track.values()]
+        return Run(model, pd.DataFrame(history), config, None if unsaved else folder, task.classes, interrupted, *tracked)
     try:
         for epoch in range(len(history), config.epochs):
             row = run_epoch(model, optimizer, train, epoch, config, bar, rank, world)
@@ -494,6 +503,7 @@ def _fit(task, model, config, folder, progress, rank, world):
                 except (OSError, SafetensorError) as e: unsaved = e
                 if unsaved: warnings.warn(f"could not write to {folder} ({unsaved}); training goes on", stacklevel=3)
                 saved_at = time.time()
+            if on_epoch and rank == 0: on_epoch(so_far())
     except KeyboardInterrupt: interrupted = True
     except Diverged as e:
         if folder and (folder/"checkpoint.safetensors").exists():
@@ -502,8 +512,7 @@ def _fit(task, model, config, folder, progress, rank, world):
         raise Diverged(f"{e}; no checkpoint was written") from None
     finally: bar.close()
     optimizer.zero_grad(set_to_none=True)
-    tracked = [torch.stack(v) if v else None for v in track.values()]
-    return Run(model, pd.DataFrame(history), config, None if unsaved else folder, task.classes, interrupted, *tracked)
+    return so_far()
 
 # %% ../nbs/10_train.ipynb #b53c4654
 def _save(folder, model, optimizer, track, meta):
@@ -526,7 +535,9 @@ def _restore(model, optimizer, tensors, meta, folder):
     return meta["history"], {k: list(tensors.get(f"track.{k}", [])) for k in ("threatening", "runner_up")}
 
 # %% ../nbs/10_train.ipynb #b887d806
-def main(argv=None)->int:
+def main(
+    argv=None,   # words of the command line; None: those of this process
+)->int:          # exit status
     "The command `liresnet-train`."
     parser = argparse.ArgumentParser("liresnet-train", formatter_class=argparse.RawDescriptionHelpFormatter, description=(
         "Train a certified network. Flags not given take the preset's value for the task.\n"

@@ -24,6 +24,17 @@ def tiny_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def browser():
+    "Debian's chromium: one in a process, since playwright refuses a second beside it."
+    from browser import CHROMIUM, FLAGS
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
 def digits():
     from liresnet_nb.data import load_task
     return load_task("digits")

@@ -387,3 +387,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path/"file").write_text("")
     assert train.main(["--task", "digits", "--model", "L1W8", "--device", "cpu", "--out", str(tmp_path/"file"/"r")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_on_epoch_sees_the_run_grow_and_may_stop_it():
+    seen = []
+
+    def watch(run):
+        seen.append((len(run.history), tuple(run.threatening.shape)))
+        if len(seen) == 2: raise KeyboardInterrupt
+    run = fit("digits", model="L1W4", epochs=4, batch=512, track=True, progress=False, on_epoch=watch)
+    assert seen == [(1, (1, 1347)), (2, (2, 1347))] and run.interrupted and len(run.history) == 2

@@ -1,0 +1,82 @@
+"What the site is made from: every public function says what goes in, every notebook has a title, the files beside the code agree."
+import importlib
+import inspect
+import json
+import re
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from liresnet_nb.docs import parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+MODULES = sorted(".".join(p.relative_to(ROOT/"liresnet_nb").with_suffix("").parts) for p in (ROOT/"liresnet_nb").rglob("[!_]*.py"))
+
+
+def public(module):
+    "The functions and classes that a module exports"
+    names = importlib.import_module(f"liresnet_nb.{module}")
+    return {n: getattr(names, n) for n in names.__all__ if inspect.isroutine(getattr(names, n)) or inspect.isclass(getattr(names, n))}
+
+
+def undocumented(obj):
+    "What is missing from the table of a function or a class"
+    if not (obj.__doc__ or "").strip() or (is_dataclass(obj) and obj.__doc__.startswith(f"{obj.__name__}(")): yield "docstring"
+    for name, (kind, _, meaning) in parameters(obj).items():
+        ours = getattr(kind, "__module__", "").startswith("liresnet_nb.")      # a type with a table of its own
+        if name != "return" and not ours and not meaning: yield name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_parameter_of_a_public_function_has_its_meaning(module):
+    missing = {name: list(undocumented(obj)) for name, obj in public(module).items()}
+    assert not {n: m for n, m in missing.items() if m}
+
+
+def test_a_parameter_without_a_word_is_found():
+    def f(a, b,   # known
+          ): "Docs"
+    def g(a,      # known
+          ): pass
+    assert list(undocumented(f)) == ["a"] and list(undocumented(g)) == ["docstring"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_first_cell_is_the_title(path):
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    assert first["cell_type"] == "markdown" and re.fullmatch(r"# .+\n\n> .+\s*", "".join(first["source"])), "nbdev drops whatever else is in it"
+
+
+def test_page_names_are_unique():
+    names = [re.sub(r"^\d+[a-z]?_", "", p.stem) for p in NOTEBOOKS]
+    assert len(set(names)) == len(names)
+
+
+def test_yaml_files_are_read():
+    for name in ("_quarto.yml", "nbs/_quarto.yml", "CITATION.cff", ".github/workflows/site.yml"):
+        assert yaml.safe_load((ROOT/name).read_text(encoding="utf-8"))
+    version = re.search(r"^version = (.+)$", (ROOT/"settings.ini").read_text(), re.M)[1]
+    assert str(yaml.safe_load((ROOT/"CITATION.cff").read_text())["version"]) == version
+    assert f"## {version}" in (ROOT/"CHANGELOG.md").read_text()
+
+
+def test_development_requirements_are_pinned():
+    ini = (ROOT/"settings.ini").read_text()
+    wanted = re.search(r"^dev_requirements = (.+)$", ini, re.M)[1].split()
+    pinned = {line.split("==")[0] for line in (ROOT/"constraints.txt").read_text().splitlines()}
+    assert not {re.split("[<>=]", w)[0] for w in wanted}-pinned
+
+
+def test_a_page_says_how_to_run_it():
+    sys.path.insert(0, str(ROOT/"docs"))
+    from build import linked, run_line
+    local = run_line("16_explore.ipynb", "https://example.invalid/liresnet_nb")
+    assert "make lab" in local and "notebooks/16_explore.ipynb" in local and "Binder" not in local
+    public = run_line("16_explore.ipynb", "https://github.com/someone/liresnet_nb")
+    assert "mybinder.org/v2/gh/someone/liresnet_nb/main?urlpath=lab/tree/nbs/16_explore.ipynb" in public
+    assert "colab.research.google.com/github/someone/liresnet_nb/blob/colab/16_explore.ipynb" in public
+    assert linked("[a](24_x.ipynb#here), [b](../docs/LOG.md)") == "[a](x.ipynb#here), [b](log.md)"
