@@ -67,7 +67,7 @@ def move(page, box):
     return False
 
 
-@pytest.fixture(scope="session", params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in PAGES])
+@pytest.fixture(scope="session", params=PAGES)
 def visit(request, browser, address):
     "One visit of a page; the tests below look at what was seen."
     seen = dict(name=request.param)

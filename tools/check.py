@@ -7,7 +7,7 @@ root = Path(__file__).resolve().parents[1]
 bin = Path(sys.executable).parent
 
 def state():
-    files = [*root.glob("nbs/*.ipynb"), *root.glob("liresnet_nb/*.py"), root/"README.md", root/"llms.txt"]
+    files = [*root.glob("nbs/*.ipynb"), *root.glob("liresnet_nb/**/*.py"), root/"README.md", root/"llms.txt"]
     return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 def sync():
@@ -31,7 +31,7 @@ def notebooks():
     from liresnet_nb.docs import LIMIT
     times, solutions, failed = {}, 0, []
     with ThreadPoolExecutor(2) as pool:
-        for name, done, error in pool.map(run, sorted((root/"nbs").glob("*.ipynb"))):
+        for name, done, error in pool.map(run, sorted((root/"nbs").glob("*.ipynb"), reverse=True)):
             if error: failed.append(name); print(f"{name} failed:\n{error}", flush=True); continue
             times[name] = done["seconds"]; solutions += done["solutions"]
             print(f"{done['seconds']:6.1f} s  {name}", flush=True)
