@@ -9,7 +9,7 @@ import torch
 from liresnet_nb.demos import flips as demos
 from liresnet_nb.core import InputError
 from liresnet_nb.data import Augment, Task, draw_glyphs
-from liresnet_nb.demos.flips import FlipTrainer, flip_instances, flip_rate, flip_table, plot_flip_rate, plot_rival_descent, plot_threats, recorded_flips, rival_descent
+from liresnet_nb.demos.flips import FlipTrainer, flip_instances, flip_rate, flip_table, plot_flip_rate, plot_recorded_threats, plot_rival_descent, plot_threats, recorded_flips, rival_descent
 from liresnet_nb.explore import Control, explore, still
 
 CLASSES = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5], [1, 3, 4, 5]])
@@ -145,3 +145,9 @@ def test_the_expected_time_is_the_recorded_one(trainer):
     assert trainer.expected() == 400 and trainer.message.value.startswith("about 400 s on one thread of a CPU")
     trainer.controls["loss"].value = "gloro"
     assert trainer.threats.layout.xaxis.title.text == "epoch (recorded: TRADES, 100 classes)"
+
+
+def test_threats_of_what_was_never_recorded_are_refused():
+    with pytest.raises(InputError, match="trades"): plot_recorded_threats("gloro", 10)
+    with pytest.raises(InputError, match="no images to draw"): plot_recorded_threats("emma", 11)
+    assert plot_recorded_threats("emma", 10).layout.xaxis.title.text == "epoch (recorded: EMMA, 10 classes)"

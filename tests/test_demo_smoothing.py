@@ -80,6 +80,8 @@ def test_bad_input_gets_one_line(fields, says):
 
 def test_other_bad_input():
     with pytest.raises(InputError, match="votes of"): binomial_lower(6, 5)
+    for p in (0, 1, 1.5):
+        with pytest.raises(InputError, match="between 0 and 1"): plot_worst_halfspace(p=p)
     with pytest.raises(InputError, match="wanted at most"): recount(smoothed_certify(constant, POINT, 0.5, n=10), 0.5, n=11)
     with pytest.raises(InputError, match="NaN"): smoothed_certify(lambda x: torch.full((len(x), 2), torch.nan), POINT, 0.5)
     with pytest.raises(InputError, match="pixels from"): smoothed_certify(constant, 2*POINT, 0.5)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FLIP_IMAGES', 'FLIP_SETTINGS', 'FLIP_STYLES', 'FLIP_DASHES', 'FLIP_COLUMNS', 'FLIP_RANKS', 'RIVAL_STYLES',
            'FLIP_SEED', 'flip_task', 'flip_run', 'flip_rate', 'flip_table', 'flip_instances', 'recorded_flips',
-           'plot_flip_rate', 'plot_threats', 'rival_descent', 'plot_rival_descent', 'FlipTrainer', 'train_flips']
+           'plot_flip_rate', 'plot_threats', 'plot_recorded_threats', 'rival_descent', 'plot_rival_descent',
+           'FlipTrainer', 'train_flips']
 
 # %% ../../nbs/18d_demo_flips.ipynb #6abbd5bc
 import functools
@@ -136,6 +137,7 @@ def plot_threats(
 )->go.Figure:
     "Who threatens each image after each epoch: the whack-a-mole of arXiv:2301.12549 §4."
     column = "runner_up" if choose(counted, FLIP_COLUMNS, "counted") == "runner-up" else "threatening"
+    if instances.empty: raise InputError("no images to draw: wanted a table as `flip_instances` gives it")
     seen = instances.pivot(index=["label", "instance"], columns="epoch", values=column)
     seen = seen[seen.index.get_level_values("instance").isin(instances.instance.unique()[:rows])][::-1]
     names = [html.escape(str(c), quote=False) for c in classes]
@@ -162,6 +164,16 @@ def plot_threats(
                      tickvals=list(range(len(who))), ticktext=images, tickfont_size=10)
     fig.update_xaxes(showgrid=False, zeroline=False).update_yaxes(showgrid=False, zeroline=False)
     return styled(fig, 120+15*len(who)).update_layout(margin_l=80)
+
+def plot_recorded_threats(
+    loss:str="trades",       # or "emma"
+    n_classes:int=10,        # 10, 100 or 200
+    recorded:pd.DataFrame|None=None, # `flip_instances` of runs, with loss and n_classes; None: those that ship
+)->go.Figure:
+    "Who threatens the images of a recorded run."
+    seen = recorded_flips()[1] if recorded is None else recorded
+    one = seen[(seen.loss == choose(loss, dict.fromkeys(seen.loss), "loss")) & (seen.n_classes == n_classes)]
+    return plot_threats(one, GLYPH_CLASSES, run=f"recorded: {loss.upper()}, {n_classes} classes")
 
 def _flip_ranking(row):
     "class -> 0 for the one that is most often in `row`, 1 for the next, ..."
@@ -281,8 +293,7 @@ class FlipTrainer(widgets.VBox):
     def _recorded_threats(self):
         n, losses = self.controls["n_classes"].value, self.instances.loss.unique()
         loss = self.controls["loss"].value if self.controls["loss"].value in losses else losses[0]
-        one = self.instances[(self.instances.n_classes == n) & (self.instances.loss == loss)]
-        return plot_threats(one, GLYPH_CLASSES, run=f"recorded: {loss.upper()}, {n} classes")
+        return plot_recorded_threats(loss, n, self.instances)
     def _say(self, text): self.message.value = html.escape(text)
 
 def train_flips()->FlipTrainer:

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from scipy.stats import norm
-from ..core import seeded
+from ..core import InputError, seeded
 from ..data import load_task
 from ..figures import PALETTE, styled
 from ..layers import Centre, Dense, Flatten, MinMax, NormalizedHead
@@ -27,6 +27,7 @@ def plot_worst_halfspace(
     sigma:float=0.25,    # standard deviation of the noise, [0,1] pixels
 )->go.Figure:
     "The half-space that loses its votes fastest (arXiv:1902.02918, Theorem 1 and Figure 7)."
+    if not 0 < p < 1: raise InputError(f"p is {p}: wanted a share between 0 and 1")
     z, edge = np.linspace(-1.2, 1.8, 91), smoothed_radius(max(p, 0.5), sigma)
     left, fig = norm.cdf(norm.ppf(p)-move/sigma), go.Figure()
     for name, centre, color, dash in ((f"at the image: {100*p:g} % of the votes", 0, "blue", "solid"),
