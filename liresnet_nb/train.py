@@ -24,7 +24,7 @@ from .core import field_type, from_dict, pick_device, run_command, tensor_bytes
 from .data import TASKS, Augment, ImageSet, StreamSet, Task, load_task
 from .losses import LOSSES, get_loss
 from .margins import runner_up, threatening_class, vra_estimate
-from .model import GloroNet, LiResNet, ModelConfig, build_model, parse_name
+from .model import KINDS, GloroNet, ModelConfig, build_model, named_net, parse_name
 
 # %% ../nbs/10_train.ipynb #09b73402
 def epsilon_at(
@@ -58,7 +58,10 @@ class TrainConfig:
     size:int|None=None         # edge of an image in pixels, where it can be chosen
     data_dir:str|None=None     # where the data lie
     held_out:str="test"        # judge on "test", or on "valid": 15 % of the training set, to choose settings on
-    model:str="L6W128"         # LxWy: x blocks of y channels
+    model:str="L6W128"         # LxWy: x blocks of y channels; or 6C2F, 8C2F
+    backbone:str="liresnet"    # kind of block: liresnet, convnet, resnet
+    activation:str="minmax"    # minmax, householder
+    head:str="normalized"      # rows of the last layer: of length 1, or plain
     dense:int|None=None        # features before the head; by the image's size if not given
     loss:str="emma"            # emma, emma_adaptive, trades, gloro, cross_entropy
     trades_lambda:float=2.     # weight of the divergence in TRADES
@@ -130,6 +133,7 @@ def check_config(
 )->TrainConfig:                # without a None that the task or a rule can fill
     "Fill in what was left open, and refuse what makes no sense, before anything is loaded or written."
     choose(config.loss, LOSSES, "loss")
+    for name, options in KINDS.items(): choose(getattr(config, name), options, name)
     choose(config.dtype, ("float32", "bfloat16"), "dtype")
     choose(config.held_out, ("test", "valid"), "held_out")
 
@@ -254,7 +258,7 @@ def load_run(
     if model is None:
         if meta["model"] is None:
             raise InputError(f"{path} holds a model of your own: give load_run a model of the same architecture")
-        model = LiResNet(from_dict(ModelConfig, meta["model"]))
+        model = named_net(from_dict(ModelConfig, meta["model"]))
     load_weights(model, tensors, path)
     return Run(model.to(pick_device(device)), pd.DataFrame(meta["history"]), config, Path(path), tuple(meta["classes"]),
                threatening=tensors.get("track.threatening"), runner_up=tensors.get("track.runner_up"))
@@ -284,6 +288,7 @@ def open_run(
         raise InputError(f"{folder} is not empty and holds no run: choose another folder")
     else: return None, None
     here = asdict(config)
+    there = {**{f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in KINDS}, **there}   # runs of old
     other = [k for k in here if k not in FREE and there.get(k) != here[k]]
     if not other: _sweep(folder)
     else:
@@ -437,7 +442,8 @@ def fit(
     with _processes(pick_device(config.device)) as (rank, world, device):
         if not isinstance(task, Task): task = task_of(config)
         if not isinstance(model, nn.Module):
-            model = build_model(config.model, task.image_shape, task.n_classes, config.seed, config.dense)
+            model = build_model(config.model, task.image_shape, task.n_classes, config.seed, config.dense,
+                                **{k: getattr(config, k) for k in KINDS})
         if model.image_shape != task.image_shape or model.n_classes != task.n_classes:
             raise InputError(f"the model takes {model.image_shape} and tells {model.n_classes} classes apart, "
                              f"the task has {task.image_shape} and {task.n_classes}")
@@ -464,6 +470,8 @@ def _settings(task, model, config, fields):
     else: _, epsilon, augment = TASKS[choose(config.task, TASKS, "task")]
     if isinstance(model, nn.Module):
         config = replace(config, model=model.config.name if hasattr(model, "config") else type(model).__name__)
+        kind = {k: getattr(getattr(model, "config", None), k, None) for k in KINDS}
+        config = replace(config, **{k: v for k, v in kind.items() if v in KINDS[k]})
     else: parse_name(config.model)
     if config.data_dir: config = replace(config, data_dir=str(Path(config.data_dir).resolve()))
     return check_config(config, epsilon, augment)

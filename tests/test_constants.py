@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from liresnet_nb.bounds import NOTHING, Bound, PairBound, pair_bound, product, symbol_bound
 from liresnet_nb.core import InputError
-from liresnet_nb.layers import Centre, Conv, Dense, Flatten, LinearOperator, LinearResidual, LipschitzLayer, MinMax, NormalizedHead, pair_distances
+from liresnet_nb.layers import Centre, Conv, Dense, Flatten, Head, Householder, LinearOperator, LinearResidual, LipschitzLayer, MinMax, NormalizedHead, pair_distances
 from liresnet_nb.lipschitz import apply_adjoint, apply_operator, operator_matrix, power_estimate, power_residual, power_step
-from liresnet_nb.model import GloroNet, LiResNet, ModelConfig, build_model, n_parameters
+from liresnet_nb.model import ACTIVATIONS, BLOCKS, HEADS, GloroNet, LiResNet, ModelConfig, build_model, n_parameters
 from liresnet_nb.proofs import cholesky_bound, operator_bound
 
 
@@ -95,11 +95,12 @@ def networks(draw):
         torch.manual_seed(seed)
         layers = [Centre(), Conv((draw(st.integers(1, 3)), size, size), width, draw(st.integers(1, 4)), draw(st.integers(1, 2)), draw(st.integers(0, 2)))]
         in_shape = layers[1].in_shape
-        layers.append(MinMax())
+        act, block = ACTIVATIONS[draw(st.sampled_from(sorted(ACTIVATIONS)))], BLOCKS[draw(st.sampled_from(sorted(BLOCKS)))]
+        layers.append(act(width))
         depth = draw(st.integers(0, 3))
-        for _ in range(depth): layers += [LinearResidual(layers[1].out_shape, depth), MinMax()]
-        layers += [Flatten(), Dense(math.prod(layers[1].out_shape), 8), MinMax()]
-        model = GloroNet(layers, NormalizedHead(8, draw(st.integers(2, 5))), in_shape)
+        for _ in range(depth): layers += [block(layers[1].out_shape, depth, act), act(width)]
+        layers += [Flatten(), Dense(math.prod(layers[1].out_shape), 8), act(8)]
+        model = GloroNet(layers, HEADS[draw(st.sampled_from(sorted(HEADS)))](8, draw(st.integers(2, 5))), in_shape)
         for p in model.parameters(): p.data += draw(st.sampled_from([0., 1e-3, 0.1, 1.]))*torch.randn(p.shape)
     return model, g
 
@@ -273,6 +274,11 @@ def test_bad_shapes_are_refused():
     with pytest.raises(InputError, match="at least two"): build_model("L1W8", (1, 8, 8), 1)
     with pytest.raises(InputError, match="square"): build_model("L1W8", (1, 8, 16), 3)
     with pytest.raises(InputError, match="even number"): MinMax()(torch.zeros(1, 3, 2, 2))
+    with pytest.raises(InputError, match="even number"): Householder(3)
+    with pytest.raises(InputError, match="was made for 4 channels"): Householder(4)(torch.zeros(1, 6, 2, 2))
+    with pytest.raises(InputError, match="has no blocks"): build_model("6C2F", (1, 8, 8), 3, backbone="convnet")
+    for kind in ("backbone", "activation", "head"):
+        with pytest.raises(InputError, match=f"unknown {kind} 'relu'"): build_model("L1W8", (1, 8, 8), 3, **{kind: "relu"})
     with pytest.raises(InputError, match="was made for inputs"): build_model("L1W8", (1, 8, 8), 3)(torch.zeros(1, 1, 16, 16))
 
 
@@ -341,3 +347,98 @@ def test_operators_of_equal_shapes_and_other_kernels_do_not_share_a_stack():
     model = GloroNet([Both(), Flatten()], NormalizedHead(32, 2), (1, 8, 8))
     model.power_step(200)
     assert model.sub_lipschitz_est().item() <= model.pair_bound().sub_lipschitz.value*(1+1e-6)
+
+
+# Architectures to compare with (arXiv:2301.12549 Appendix B, C; arXiv:2102.08452)
+
+@pytest.mark.parametrize("name, shapes, dense", [
+    ("6C2F", [(32, 32, 32), (32, 32, 32), (32, 16, 16), (64, 16, 16), (64, 16, 16), (64, 8, 8)], 512),
+    ("8C2F", [(64, 32, 32), (64, 32, 32), (64, 16, 16), (128, 16, 16), (128, 16, 16), (128, 8, 8), (256, 8, 8), (256, 4, 4)], 256)])
+def test_the_networks_of_gloro_are_those_of_its_paper(name, shapes, dense, monkeypatch):
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda w: w)
+    monkeypatch.setattr(GloroNet, "power_step", lambda self, steps=1: None)
+    with torch.device("meta"): model = build_model(name, (3, 32, 32), 10)
+    assert [op.out_shape for op in model.body if isinstance(op, Conv)] == shapes
+    assert model.head.weight.shape == (10, dense) and model.config.name == name
+    assert sum(isinstance(layer, MinMax) for layer in model.body) == len(shapes)+1
+
+
+def test_only_the_block_differs():
+    nets = {b: build_model("L2W8", (1, 8, 8), 3, backbone=b) for b in BLOCKS}
+    assert [type(n).__name__ for n in nets.values()] == ["LiResNet", "ConvNet", "ResNet"]
+    counts = {b: n_parameters(n) for b, n in nets.items()}
+    assert counts["liresnet"]-counts["convnet"] == 2*8 and counts["resnet"]-counts["liresnet"] == 2*(9*8*8+8)
+    for k, layers in enumerate(zip(*(n.body for n in nets.values()))):
+        assert k in (3, 5) or len({repr(layer) for layer in layers}) == 1
+    x = torch.rand(4, 1, 8, 8)
+    fresh = nets["resnet"].body
+    torch.testing.assert_close(fresh[3](fresh[:3](x)), fresh[:3](x), rtol=0, atol=0)      # β = 0: the identity
+
+
+def test_a_residual_block_is_its_formula_and_its_bound_the_triangle_inequality():
+    block = build_model("L1W8", (1, 16, 16), 3, backbone="resnet").body[3].double()
+    for p in block.parameters(): torch.nn.init.normal_(p)
+    x = torch.randn(5, 8, 8, 8, dtype=torch.float64)
+    inner = torch.nn.functional.conv2d(x, block.inner.weight, block.inner.bias, padding=1)
+    branch = block.outer.beta[:, None, None]*torch.nn.functional.conv2d(MinMax()(inner), block.outer.weight, padding=1)
+    for y in (block(x), block.plain(x)): torch.testing.assert_close(y, x+branch+block.outer.bias[:, None, None])
+    size = [torch.linalg.matrix_norm(operator_matrix(op.kernel().detach(), (8, 8, 8), 1, 1), 2).item() for op in (block.inner, block.outer)]
+    proved = block.lipschitz_bound({op: op.prove() for op in (block.inner, block.outer)}).value
+    assert 1+size[0]*size[1] <= proved <= (1+size[0]*size[1])*(1+1e-5)
+    assert block.lipschitz_est({block.inner: torch.tensor(3.), block.outer: torch.tensor(2.)}) == 7
+
+
+@pytest.mark.property
+@given(st.integers(0, 2**31), st.floats(2**-10, 2**10), st.booleans())
+def test_householder_is_a_reflection_that_meets_itself_at_the_mirror(seed, length, flat):
+    g = torch.Generator().manual_seed(seed)
+    layer = Householder(4)
+    v = torch.randn(2, 2, generator=g).clamp(-1, 1)
+    layer.mirror.data = v/v.norm(dim=0)*length
+    v = layer.mirror.detach().double()
+    assume_lengths = v.norm(dim=0)
+    if not ((assume_lengths >= 2**-10) & (assume_lengths <= 2**10)).all(): return
+    shape = (50, 4) if flat else (50, 4, 3, 3)
+    x, z = (torch.randn(2, *shape, generator=g, dtype=torch.float64)*10**torch.empty(1, dtype=torch.float64).uniform_(-6, 6, generator=g)).unbind()
+    fx, fz = layer.plain(x), layer.plain(z)
+    pairs = lambda t: torch.stack(t.chunk(2, 1))                                     # [2,B,2,...]
+    side = (pairs(x)*v.view(2, 1, 2, *[1]*(x.ndim-2))).sum(0)
+    u = (v/v.norm(dim=0)).view(2, 1, 2, *[1]*(x.ndim-2))
+    mirrored = pairs(x)-2*(pairs(x)*u).sum(0)*u
+    torch.testing.assert_close(pairs(fx), torch.where(side < 0, mirrored, pairs(x)), rtol=1e-12, atol=1e-12*x.abs().max().item())
+    length_of = lambda t: t.flatten(1).norm(dim=1)
+    assert (length_of(fx-fz) <= length_of(x-z)*(1+1e-12)).all()
+    on = pairs(x)-(pairs(x)*u).sum(0)*u                                              # the mirror itself stays
+    torch.testing.assert_close(layer.plain(torch.cat(on.unbind(), 1)), torch.cat(on.unbind(), 1), rtol=1e-9, atol=1e-12*x.abs().max().item())
+    single = x.float()
+    slope, offset = map(float, layer.rounding(shape[1:], torch.float32))
+    assert (length_of(layer.plain(single).double()-layer.plain(single.double())) <= slope*length_of(single.double())+offset).all()
+
+
+def test_householder_starts_as_minmax_and_refuses_a_mirror_without_direction():
+    layer, x = Householder(6), torch.randn(100, 6)
+    torch.testing.assert_close(layer(x), MinMax()(x))
+    layer.mirror.data[:, 1] = 0
+    with pytest.raises(InputError, match="mirror of Householder has length 0"): layer.lipschitz_bound({})
+    with pytest.raises(InputError, match="mirror of Householder has length"): layer.rounding((6,), torch.float32)
+    layer.mirror.data[:, 1] = float("nan")
+    with pytest.raises(InputError, match="NaN"): layer.lipschitz_bound({})
+
+
+def test_rows_of_a_plain_head_are_its_weights_and_normalised_ones_have_length_one():
+    plain, normal = Head(4096, 50), NormalizedHead(4096, 50)
+    assert plain.rows() is plain.weight
+    torch.testing.assert_close(normal.rows().norm(dim=1), torch.ones(50))
+    assert (plain.weight.norm(dim=1)-1).abs().max() < 0.1 and (normal.weight.std()-1).abs() < 0.02
+
+
+def test_the_account_of_a_residual_block_holds_those_of_its_parts():
+    block = build_model("L1W8", (1, 16, 16), 3, backbone="resnet", activation="householder").body[3]
+    for p in block.parameters(): torch.nn.init.normal_(p)
+    shape, single = (8, 8, 8), torch.float32
+    (inner, b1), (outer, b2), (bend, _) = (part.rounding(shape, single) for part in (block.inner, block.outer, block.activation))
+    size = [torch.linalg.matrix_norm(operator_matrix(op.kernel().detach(), shape, 1, 1), 2).item() for op in (block.inner, block.outer)]
+    slope, offset = block.rounding(shape, single)
+    through = float(inner)*size[1]+float(bend)*size[0]*size[1]+float(outer)*size[0]          # each error, passed on by what follows
+    assert through+float(2**-24*size[0]*size[1]) <= float(slope) <= 200*through
+    assert float(b1)*size[1]+float(b2) <= float(offset)

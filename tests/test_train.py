@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from liresnet_nb import train
 from liresnet_nb.core import InputError
 from liresnet_nb.data import Augment, ImageSet, Task, load_task
+from liresnet_nb.evaluate import evaluate
 from liresnet_nb.layers import Centre, Dense, Flatten, LipschitzLayer, MinMax, NormalizedHead
 from liresnet_nb.model import GloroNet, build_model
 from liresnet_nb.train import Diverged, TrainConfig, epsilon_at, fit, load_run, lr_at, make_config, read_checkpoint
@@ -397,3 +398,30 @@ def test_on_epoch_sees_the_run_grow_and_may_stop_it():
         if len(seen) == 2: raise KeyboardInterrupt
     run = fit("digits", model="L1W4", epochs=4, batch=512, track=True, progress=False, on_epoch=watch)
     assert seen == [(1, (1, 1347)), (2, (2, 1347))] and run.interrupted and len(run.history) == 2
+
+
+@pytest.mark.parametrize("kind", [dict(backbone="convnet"), dict(backbone="resnet", activation="householder"), dict(head="plain"), dict(model="6C2F", dense=16)], ids=["convnet", "resnet", "plain head", "6C2F"])
+def test_every_architecture_trains_saves_loads_and_certifies(digits, tmp_path, kind):
+    settings = {**TINY, "lr": 0.006, "epsilon": 0.1, **kind}
+    run = fit("digits", **settings, out=tmp_path/"r")
+    again = load_run(tmp_path/"r")
+    assert torch.equal(weights(run.model), weights(again.model)) and type(again.model) is type(run.model)
+    assert {k: getattr(again.config, k) for k in kind} == kind
+    certified = evaluate(again, digits, progress=False)
+    assert run.history.train_acc.iloc[-1] > 0.25 and 0 < certified.vra(0.02) <= certified.clean_acc
+    with pytest.raises(InputError, match="holds a different run"): fit("digits", **{**settings, "head": "plain" if run.config.head == "normalized" else "normalized"}, out=tmp_path/"r")
+
+
+def test_a_run_from_before_there_were_kinds_goes_on(tmp_path):
+    first = fit("digits", **TINY, out=tmp_path/"r")
+    text = json.loads((tmp_path/"r"/"config.json").read_text())
+    for k in ("backbone", "activation", "head"): del text[k]
+    (tmp_path/"r"/"config.json").write_text(json.dumps(text))
+    (tmp_path/"r"/"checkpoint.safetensors").unlink()
+    assert torch.equal(weights(fit("digits", **TINY, out=tmp_path/"r").model), weights(first.model))
+
+
+def test_a_model_tells_the_config_what_it_is(digits):
+    model = build_model("L1W8", (1, 8, 8), 10, backbone="resnet", activation="householder", head="plain")
+    config = fit(digits, model, **{k: v for k, v in TINY.items() if k not in ("model", "epochs")}, epochs=1).config
+    assert (config.model, config.backbone, config.activation, config.head) == ("L1W8", "resnet", "householder", "plain")
