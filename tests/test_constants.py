@@ -434,11 +434,11 @@ def test_rows_of_a_plain_head_are_its_weights_and_normalised_ones_have_length_on
 
 def test_the_account_of_a_residual_block_holds_those_of_its_parts():
     block = build_model("L1W8", (1, 16, 16), 3, backbone="resnet", activation="householder").body[3]
-    for p in block.parameters(): torch.nn.init.normal_(p)
+    for p in block.parameters(): torch.nn.init.uniform_(p)      # where all is positive, no term hides behind |W|
     shape, single = (8, 8, 8), torch.float32
     (inner, b1), (outer, b2), (bend, _) = (part.rounding(shape, single) for part in (block.inner, block.outer, block.activation))
     size = [torch.linalg.matrix_norm(operator_matrix(op.kernel().detach(), shape, 1, 1), 2).item() for op in (block.inner, block.outer)]
     slope, offset = block.rounding(shape, single)
     through = float(inner)*size[1]+float(bend)*size[0]*size[1]+float(outer)*size[0]          # each error, passed on by what follows
-    assert through+float(2**-24*size[0]*size[1]) <= float(slope) <= 200*through
+    assert through+float(2**-24*size[0]*size[1]) <= float(slope) <= 3*through
     assert float(b1)*size[1]+float(b2) <= float(offset)
