@@ -64,8 +64,8 @@ def _bars(t):
             name, color, _, pattern = MEASURES[measure]
             y = here[measure]
             fig.add_bar(x=y, y=label, orientation="h", name=name, legendgroup=name, showlegend=row == 1,
-                        marker=dict(color=PALETTE[color], pattern_shape=pattern), text=y.map("{:.1f}".format).mask(y.isna(), ""),
-                        textposition="outside", textfont_size=10, hovertemplate="%{y}: %{x:.1f} %",
+                        marker=dict(color=PALETTE[color], pattern_shape=pattern), hovertemplate="%{y}: %{x:.1f} %",
+                        text=y.map("{:.1f}".format).mask(y.isna(), ""), textposition="outside", textfont_size=10,
                         row=row, col=1)
     fig.update_xaxes(range=[0, 88]).update_xaxes(title="test images (%)", row=len(sets))
     fig.update_yaxes(title="network", title_standoff=5, automargin=True)
