@@ -221,9 +221,10 @@ _SHAPE = ("model", "dense", "backbone", "activation", "head")     # the fields t
 
 @functools.lru_cache(maxsize=None)
 def _counted(image_shape, n_classes, shape):
-    "Parameters, and multiply-adds of an image"
+    "Parameters, multiply-adds of an image, operators"
     net = _skeleton(image_shape, n_classes, shape)
-    return n_parameters(net), sum(multiply_adds(net).values())
+    macs = multiply_adds(net)
+    return n_parameters(net), sum(macs.values()), len(macs)
 
 def _skeleton(image_shape, n_classes, shape):
     fields = dict(shape)
@@ -284,7 +285,7 @@ def plan(
             if data_dir: config = replace(config, data_dir=str(data_dir))
             if lacks := missing_data(config): row["problem"] = lacks
             shape, m, n_train, n_test = task_size(config)
-            parameters, macs = _counted(shape, m, _shape(config))
+            parameters, macs, _ = _counted(shape, m, _shape(config))
             key = shape, m, _shape(config), config.batch, config.dtype, config.loss == "cross_entropy"
             if key not in times: times[key] = step_seconds(config, shape, m, device)
         except InputError as e: row["problem"] = str(e); continue
@@ -452,16 +453,17 @@ def _finished(folder, cell, retry_failed):
     _same(folder/cell.folder, _shared(asdict(there)), _shared(asdict(here)), "run")
     return True
 
-# %% ../nbs/19b_experiments.ipynb #33932fef
+# %% ../nbs/19b_experiments.ipynb #5bfe2306
 class _Bar:
-    "Cells, epochs and the work that is left, in multiply-adds of training"
+    "Cells, epochs and the work that is left: multiply-adds, and for each operator and step what 22 million cost (on a CPU)"
     def __init__(self, cells, n_done, progress, on_epoch):
         self.n, self.of, self.work, self.seen, self.on_epoch = n_done, n_done+len(cells), {}, {}, on_epoch
         for cell in cells:
             try:
                 config = cell.config()
                 shape, m, n_train, _ = task_size(config)
-                self.work[cell.folder] = config.epochs, _counted(shape, m, _shape(config))[1]*n_train
+                _, macs, operators = _counted(shape, m, _shape(config))
+                self.work[cell.folder] = config.epochs, macs*n_train+2.2e7*operators*n_train/config.batch
             except InputError: self.work[cell.folder] = 1, 1e-9          # fails when it is run
         total = sum(epochs*work for epochs, work in self.work.values())
         form = "{desc} |{bar}| {percentage:3.0f}%{postfix} [{elapsed}, {remaining} left]"
@@ -540,7 +542,7 @@ def _runnable(todo, data_dir):
 
 def _missing(ready, left):
     "What cannot be run, as text"
-    lines = [f"{len(ready)} cells can be run, {len(left)} cannot:"]
+    lines = [f"{len(ready)} of {len(ready)+len(left)} cells can be run; not these:"]
     for reason in dict.fromkeys(left.values()):
         lines += [f"  {reason}"]+[f"    {name}" for name, why in left.items() if why == reason]
     return "\n".join(lines)
@@ -557,6 +559,14 @@ def _start(queue, stop, threads):
         queue.put((folder, done))
         if stop.is_set(): raise KeyboardInterrupt
 
+@contextlib.contextmanager
+def _deaf():
+    "Processes started inside never hear Ctrl-C, not even before `_start`"
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
+
 def _work(how, *job): return run_cell(*job, **how, on_epoch=lambda *done: _report(*done))["cell"]
 
 def _in_processes(workers, grid, todo, folder, source, how, bar):
@@ -568,7 +578,7 @@ def _in_processes(workers, grid, todo, folder, source, how, bar):
     told = f"{threads} thread(s), {workers} cells at a time"
     source = source | dict(hardware=re.sub(r"\d+ thread\(s\)", told, source["hardware"]))
     with ProcessPoolExecutor(workers, context, _start, (queue, stop, threads)) as pool:
-        waiting = {pool.submit(_work, how, grid, cell, folder, source): cell.folder for cell in todo}
+        with _deaf(): waiting = {pool.submit(_work, how, grid, cell, folder, source): cell.folder for cell in todo}
         try:
             while waiting:
                 done, _ = wait(waiting, 0.5, FIRST_COMPLETED)
