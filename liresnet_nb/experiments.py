@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GLYPHS', 'PAPER_SETS', 'PAPER_IMAGENET', 'GRIDS', 'ALIASES', 'OWN_CLASSES', 'SETS', 'Cell', 'Grid', 'grid',
            'multiply_adds', 'task_size', 'step_seconds', 'missing_data', 'plan', 'provenance', 'run_cell', 'held',
-           'reproduce', 'results', 'summary', 'main']
+           'reproduce', 'results', 'summary', 'plot_results', 'main']
 
 # %% ../nbs/19b_experiments.ipynb #89d5b7c1
 import argparse, contextlib, dataclasses, functools, json, multiprocessing, os, platform, re, shutil, signal
@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import Empty
 from typing import NamedTuple
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from tqdm.auto import tqdm
 import liresnet_nb
@@ -29,6 +30,7 @@ from .model import build_model, n_parameters
 from .train import FREE, TrainConfig, check_config, fit, train_step
 from .evaluate import evaluate, wilson
 from .attack import audit
+from .figures import PALETTE, styled
 from .demos.flips import flip_table
 
 # %% ../nbs/19b_experiments.ipynb #99783dde
@@ -630,6 +632,38 @@ def summary(
         low, high = wilson(float((good.vra*good.n).sum())/n, n) if n else (float("nan"),)*2
         rows.append(row | dict(low=low, high=high))
     return pd.DataFrame(rows)
+
+# %% ../nbs/19b_experiments.ipynb #b7d1e002
+_LINES = [(c, s, d) for c, s, d in zip(("blue", "orange", "green", "vermilion", "purple", "sky", "grey"),
+                                       ("circle", "square", "diamond", "triangle-up", "cross", "star", "x"),
+                                       ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid"))]
+
+def plot_results(
+    table:pd.DataFrame,  # from `results`
+    x:str,               # column of the horizontal axis
+    by=(),               # columns that name a line
+    measure:str="vra",   # "vra", "clean" or "pgd"
+    title:str|None=None, # of the horizontal axis; None: the column's name
+)->go.Figure:
+    "Mean over seeds and their range, a line a group."
+    choose(measure, ("vra", "clean", "pgd"), "measure")
+    for k in (x, *by): choose(k, table.columns, "column")
+    fig, all_of = go.Figure(), table.assign(**{measure: table[measure].astype(float)*100})
+    for (key, part), (color, symbol, dash) in zip(all_of.groupby(list(by), sort=False) if by else [((), all_of)], _LINES*9):
+        name = ", ".join(map(str, key)) or dict(vra="VRA (proved)", clean="clean accuracy", pgd="Auto-PGD")[measure]
+        seeds = part[part.failed.isna()].groupby(x, sort=False)[measure].agg(["mean", "min", "max", "size"])
+        fig.add_scatter(x=seeds.index.tolist(), y=seeds["mean"].round(2).tolist(), name=name, mode="lines+markers",
+                        error_y=dict(array=(seeds["max"]-seeds["mean"]).round(2).tolist(), type="data", symmetric=False,
+                                     arrayminus=(seeds["mean"]-seeds["min"]).round(2).tolist()),
+                        line=dict(color=PALETTE[color], dash=dash), marker=dict(symbol=symbol, size=9),
+                        customdata=seeds["size"].tolist(), hovertemplate="%{x}: %{y:.1f} %, %{customdata} seeds")
+        lost = part[part.failed.notna()]
+        if len(lost):
+            fig.add_scatter(x=lost[x].tolist(), y=[0]*len(lost), name=f"{name}: failed", mode="markers", text=lost.failed.tolist(),
+                            marker=dict(symbol="x", size=11, color=PALETTE[color]), hovertemplate="%{text}")
+    label = dict(vra="VRA", clean="clean accuracy", pgd="accuracy under Auto-PGD")[measure]
+    fig.update_xaxes(title=title or x, type="category").update_yaxes(title=f"{label} (% of test images)", rangemode="tozero")
+    return styled(fig, 400)
 
 # %% ../nbs/19b_experiments.ipynb #0fd3e27b
 def main(

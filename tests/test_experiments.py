@@ -291,3 +291,24 @@ def test_the_command_runs_and_tells_failures(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(ex.GRIDS, ("tiny", "laptop"), bad)
     assert ex.main(["tiny", "--out", str(tmp_path), "--device", "cpu"]) == 1
     assert "failed: unknown loss 'nonsense'" in capsys.readouterr().out
+
+
+def test_a_figure_of_results_is_their_mean_and_range_and_hides_no_failure():
+    table = pd.DataFrame(dict(grid="g", model=["a", "a", "b", "b"], loss="emma", seed=[0, 1, 0, 1], clean=[.5, .5, .75, None], vra=[.1, .3, .4, None],
+                              pgd=None, n=100, epsilon=.5, parameters=1, seconds=1., failed=[None, None, None, "diverged"]))
+    line, lost = ex.plot_results(table, "model", by=["loss"]).data
+    assert (list(line.x), list(line.y)) == (["a", "b"], [20., 40.]) and line.name == "emma" and list(line.customdata) == [2, 1]
+    assert list(line.error_y.array) == list(line.error_y.arrayminus) == [10., 0.]
+    assert list(lost.x) == ["b"] and list(lost.text) == ["diverged"]
+    assert ex.plot_results(table, "model", measure="clean").layout.yaxis.title.text == "clean accuracy (% of test images)"
+    for bad in (dict(x="width"), dict(x="model", by=["block"]), dict(x="model", measure="loss")):
+        with pytest.raises(InputError, match="choose one of"): ex.plot_results(table, **bad)
+
+
+def test_every_architecture_can_be_a_cell_and_a_plan():
+    asked = ex.grid("table3", seeds=[0], model=["L1W8"])
+    assert [c.config().backbone for c in asked.rows()] == ["convnet", "resnet", "liresnet"]
+    cost = ex.plan(asked, "cpu")
+    assert (cost.problem == "").all() and cost.parameters.nunique() == 3 and cost.macs[1] > cost.macs[0] == cost.macs[2]
+    rows = ex.plan(ex.grid("table1", classes=[10], seeds=[0], method=["gloro-6C2F"]), "cpu")
+    assert rows.problem.tolist() == [""] and rows.macs[0] > 8e6
