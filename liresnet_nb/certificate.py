@@ -75,7 +75,7 @@ def write_certificate(
     with atomic_path(table) as p: rows.to_csv(p, index=False)
     beside = table.name if table.resolve().parent == path.resolve().parent else str(table.resolve())
     said |= dict(table=dict(file=beside, sha256=_file_hash(table)), made_with=dict(
-        task=run.config.task, model=run.config.model, seed=run.config.seed, liresnet_nb=liresnet_nb.__version__,
+        task=run.config.task, model=run.config.network, seed=run.config.seed, liresnet_nb=liresnet_nb.__version__,
         torch=torch.__version__, python=platform.python_version(), machine=platform.machine()))
     text = json.dumps(said, indent=1, ensure_ascii=False)+"\n"
     with atomic_path(path) as p: p.write_text(text, encoding="utf-8")

@@ -249,7 +249,7 @@ def show(
     layers.append(["product", f"{result.constants.low.prod():.5f}", f"{estimate:.5f}", "", f"{bound:.5f}", ""])
     layers.append(["whole", f"{result.low:.5f}", "", "", f"{bound:.5f}", looseness(result)])
     return "\n".join([
-        f"{c.task} ({len(result.table)} {c.held_out} images), {c.model}, {c.loss}, seed {c.seed}",
+        f"{c.task} ({len(result.table)} {c.held_out} images), {c.network}, {c.loss}, seed {c.seed}",
         f"clean accuracy {result.clean_acc:.1%}   mean certified radius {result.mean_radius:.3f}", "",
         *_columns(head, rows), "",
         *_columns(["layer", "low", "estimate", "residual", "bound", "proof"], layers), "",

@@ -138,7 +138,7 @@ def report_page(
             "<h2>Where the constant comes from</h2>", *_constants(result),
             "<h2>Settings</h2>", _settings(config)]
     counts = f"{n_parameters(run.model):,} parameters, {len(result.table)} {task.held_out} images"
-    return _PAGE.format(title=f"{config.task}: {config.model} trained with {config.loss}",
+    return _PAGE.format(title=f"{config.task}: {config.network} trained with {config.loss}",
                         subtitle=f"{counts}, seed {config.seed}", script=_plotly_script(),
                         body="\n".join(body), footer=_footer(run))
 

@@ -61,7 +61,7 @@ class TrainConfig:
     model:str="L6W128"         # LxWy: x blocks of y channels; or 6C2F, 8C2F
     backbone:str="liresnet"    # kind of block: liresnet, convnet, resnet
     activation:str="minmax"    # minmax, householder
-    head:str="normalized"      # rows of the last layer: of length 1, or plain
+    head:str="normalized"      # last layer: normalized (rows of length 1), plain
     dense:int|None=None        # features before the head; by the image's size if not given
     loss:str="emma"            # emma, emma_adaptive, trades, gloro, cross_entropy
     trades_lambda:float=2.     # weight of the divergence in TRADES
@@ -83,6 +83,12 @@ class TrainConfig:
     dtype:str="float32"        # of forward and backward: float32 or bfloat16; constants stay float32
     track:bool=False           # keep each training image's threatening class and runner-up, every epoch
     save_seconds:float=10.     # at least so long between two checkpoints
+
+    @property
+    def network(self)->str:
+        "The model's name and what is unusual about it: L6W128, L6W128-resnet-householder."
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        return "-".join([self.model, *(getattr(self, k) for k in KINDS if getattr(self, k) != usual[k])])
 
     def command(self,
         gpus:int=8,            # processes on this machine, one a GPU
@@ -178,7 +184,7 @@ class Run:
     runner_up:Tensor|None=None   # class numbers, [epochs, training images], if tracked
     def __repr__(self):
         c, where = self.config, f", {self.path}" if self.path else ""
-        return f"Run({c.task}, {c.model}, {c.loss}, {len(self.history)} of {c.epochs} epochs{where})"
+        return f"Run({c.task}, {c.network}, {c.loss}, {len(self.history)} of {c.epochs} epochs{where})"
 
 # %% ../nbs/10_train.ipynb #2fb53663
 def save_checkpoint(
@@ -494,7 +500,7 @@ def _fit(task, model, config, folder, progress, rank, world, on_epoch):
         for t in model.state_dict().values(): dist.broadcast(t, 0)
     steps, saved_at, interrupted, unsaved = -(-len(train)//config.batch), time.time(), False, None
     bar = tqdm(total=config.epochs*steps, initial=len(history)*steps, disable=not progress, unit="step",
-               mininterval=0.5, desc=f"{config.task} {config.model} {config.loss}")
+               mininterval=0.5, desc=f"{config.task} {config.network} {config.loss}")
     def so_far():
         tracked = [torch.stack(v) if v else None for v in track.values()]
         return Run(model, pd.DataFrame(history), config, None if unsaved else folder, task.classes, interrupted, *tracked)
@@ -555,14 +561,14 @@ def main(
             f"  {task}: "+", ".join(f"{k} {v}" for k, v in fields.items()) for task, fields in PRESETS.items()))
     parser.add_argument("--preset", default="default", metavar="NAME",
                         help="default (a laptop; one GPU for the paper's sets) or paper (the paper's setting exactly)")
-    parser.add_argument("--out", metavar="FOLDER", help="folder of the run; runs/TASK-MODEL-LOSS-SEED if not given")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of the run; runs/TASK-MODEL-LOSS-SEED if not given (with backbone, activation and head where they are not the usual ones)")
     add_flags(parser, TrainConfig)
 
     def go(args):
         fields = vars(args)
         preset, out = fields.pop("preset"), fields.pop("out")
         config = make_config(fields.pop("task", "digits"), preset, **fields)
-        out = Path(out or f"runs/{config.task}-{config.model}-{config.loss}-{config.seed}")
+        out = Path(out or f"runs/{config.task}-{config.network}-{config.loss}-{config.seed}")
         run = fit(config=config, out=out)
         if int(os.environ.get("RANK", 0)): return
         done = len(run.history)
