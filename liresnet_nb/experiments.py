@@ -322,12 +322,22 @@ def _read(path):
     "A JSON object that was written earlier, or None"
     if not path.exists(): return None
     try: return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError): raise InputError(f"{path} is damaged: delete it, and its cell is run again") from None
+    except (ValueError, TypeError): raise InputError(f"{path} is damaged: delete it, and the same command makes it again") from None
+
+def _read_result(path):
+    "What was recorded of a cell, or None"
+    result = _read(path)
+    if result is None or ("grid" in result and isinstance(result.get("cell"), dict)
+                          and ("failed" in result or isinstance(result.get("config"), dict))): return result
+    raise InputError(f"{path} is no result of a cell: delete it, and the same command makes it again")
 
 class _Clock:
     "Wall and CPU seconds of a cell, over all its interruptions"
     def __init__(self, path):
-        self.path, self.before, self.written = path, _read(path) or dict(wall=0., cpu=0., sessions=0), time.time()
+        try: self.before = _read(path)
+        except InputError: self.before = None             # the time is lost, the run is not
+        if set(self.before or ()) != {"wall", "cpu", "sessions"}: self.before = dict(wall=0., cpu=0., sessions=0)
+        self.path, self.written = path, time.time()
         self.began = time.time(), time.process_time()
     def read(self):
         wall, cpu = time.time()-self.began[0], time.process_time()-self.began[1]
@@ -448,9 +458,11 @@ def _same(folder, there, here, what):
 
 def _finished(folder, cell, retry_failed):
     "Is the cell's result there, and is it this cell's?"
-    result = _read(folder/cell.folder/"result.json")
+    result = _read_result(folder/cell.folder/"result.json")
     if result is None: return False
-    if "failed" in result: return not retry_failed
+    if "failed" in result:
+        if retry_failed: _tidy(folder/cell.folder)             # from the start: what it left may be the reason
+        return not retry_failed
     there, here = from_dict(TrainConfig, result["config"]), cell.config()       # fields that are new have their default
     _same(folder/cell.folder, _shared(asdict(there)), _shared(asdict(here)), "run")
     return True
@@ -509,7 +521,7 @@ def reproduce(
         todo = [c for c in cells if not _finished(folder, c, retry_failed)]
         if not keep_weights:
             for c in cells:
-                if c not in todo and "failed" not in _read(folder/c.folder/"result.json"): _tidy(folder/c.folder)
+                if c not in todo and "failed" not in _read_result(folder/c.folder/"result.json"): _tidy(folder/c.folder)
         left = {}
         try:
             todo, left = _runnable(todo, data_dir)
@@ -524,7 +536,7 @@ def reproduce(
             n = sum((folder/c.folder/"result.json").exists() for c in cells)
             say(f"stopped: {n} of {len(cells)} cells are finished in {folder}; the same command goes on")
         finally: _loaded.cache_clear()
-    recorded = {c.folder: _read(folder/c.folder/"result.json") for c in cells}
+    recorded = {c.folder: _read_result(folder/c.folder/"result.json") for c in cells}
     for name, why in left.items(): recorded[name] = dict(grid=grid.name, failed=f"not run: {why}")
     return _table([r | dict(cell=c.labels) for c in cells if (r := recorded[c.folder])])
 
@@ -552,7 +564,8 @@ def _missing(ready, left):
 # %% ../nbs/19b_experiments.ipynb #2c50cccf
 def _start(queue, stop, threads):
     "What a worker does first: leave Ctrl-C to the main process, and end with it"
-    global _report
+    global _report, _stopped
+    _stopped = stop.is_set
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     def watch(): multiprocessing.parent_process().join(); os._exit(1)
@@ -569,7 +582,9 @@ def _deaf():
     try: yield
     finally: signal.signal(signal.SIGINT, before)
 
-def _work(how, *job): return run_cell(*job, **how, on_epoch=lambda *done: _report(*done))["cell"]
+def _work(how, *job):
+    if _stopped(): raise KeyboardInterrupt
+    return run_cell(*job, **how, on_epoch=lambda *done: _report(*done))["cell"]
 
 def _in_processes(workers, grid, todo, folder, source, how, bar):
     "The cells, several at a time"
@@ -588,7 +603,9 @@ def _in_processes(workers, grid, todo, folder, source, how, bar):
                     while True: bar.epoch(*queue.get_nowait())
                 for future in done: future.result(); bar.cell(waiting.pop(future))
         except KeyboardInterrupt:
-            stop.set(); pool.shutdown(cancel_futures=True)
+            stop.set()
+            bar.bar.set_postfix_str("stopping after these epochs")
+            pool.shutdown(cancel_futures=True)
             raise
         except BrokenProcessPool:
             raise InputError("a worker was ended from outside (out of memory?): "
@@ -603,7 +620,7 @@ def results(
     folders = [out] if (out/"grid.json").exists() else sorted(p.parent for p in out.glob("*/grid.json"))
     if not folders: raise InputError(f"{out} holds no experiment: wanted a folder that liresnet-reproduce wrote")
     natural = lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.parent.name)]
-    return _table([_read(p) for folder in folders for p in sorted(folder.glob("*/result.json"), key=natural)])
+    return _table([_read_result(p) for folder in folders for p in sorted(folder.glob("*/result.json"), key=natural)])
 
 _TOLD = dict(clean="clean_acc", vra="vra", pgd="pgd_acc", n="images", epsilon="epsilon", parameters="parameters")
 

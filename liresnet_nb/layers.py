@@ -291,21 +291,31 @@ class Residual(LipschitzLayer):
     "x + β·Conv(act(Conv(x))) + b, with the constant 1 + ‖βW₂‖·‖W₁‖ (arXiv:2301.12549 App. C)."
     def __init__(self,
         in_shape:tuple,      # (W,H,W): the output has the same shape
-        activation,          # a layer of constant 1 that maps 0 to 0, such as `MinMax()`
+        activation,          # `MinMax()`, or `Householder` of so many channels
     ):
         super().__init__()
         self.inner, self.activation = Conv(in_shape, in_shape[0], 3, padding=1), activation
         self.outer, self.out_shape = BetaConv(in_shape, in_shape[0]), tuple(in_shape)
+        self._check()
+    def _check(self):
+        "The account below is that of these classes, not of what inherits from them"
+        for name, kinds in (("inner", (Conv,)), ("activation", (MinMax, Householder)), ("outer", (BetaConv,))):
+            if type(part := getattr(self, name)) not in kinds:
+                raise InputError(f"the {name} of a Residual is a {type(part).__name__}: wanted {' or '.join(k.__name__ for k in kinds)}")
     def forward(self, x): return x+self.outer(self.activation(self.inner(x)))
     def plain(self, x): return x+self.outer.plain(self.activation.plain(self.inner.plain(x)))
     def lipschitz_est(self, known): return 1+known[self.outer]*known[self.inner]
-    def lipschitz_bound(self, known): return ONE+known[self.outer]*(self.activation.lipschitz_bound(known)*known[self.inner])
+    def lipschitz_bound(self, known):
+        self._check()
+        return ONE+known[self.outer]*(self.activation.lipschitz_bound(known)*known[self.inner])
     def rounding(self, shape, dtype):
+        self._check()
         size, error = self.inner.length_bound(), self.inner.rounding(shape, dtype)
         size, own = _plus(size, error), self.activation.rounding(shape, dtype)
         error = _plus(error, _after(own, size))
         size, own = _plus(size, _after(own, size)), self.outer.rounding(shape, dtype)
-        error = _plus(_after((self.outer.length_bound()[0], 0), error), _after(own, size))
+        stretch = max(1, self.outer.length_bound()[0])     # at least 1: an overflow inside is to be seen outside
+        error = _plus(_after((stretch, 0), error), _after(own, size))
         size = _plus(_after(self.outer.length_bound(), size), error)
         return _plus(error, _after((UNIT[dtype], math.prod(shape)*TINY[dtype]), _plus((1, 0), size)))
 

@@ -20,7 +20,7 @@ from .core import InputError, choose, full_precision, generator, seeded, tensor_
 from .lipschitz import norm, power_estimate, power_residual, power_step, unit
 from .rounding import TINY, UNIT, gamma, lengths_up, up
 from .bounds import PairBound, check_bound, pair_bound
-from .layers import Centre, Conv, Dense, Flatten, Head, Householder, LinearOperator, LinearResidual
+from .layers import Centre, Conv, Dense, Flatten, Head, Householder, LinearOperator, LinearResidual, LipschitzLayer
 from .layers import MinMax, NormalizedHead, Residual, check_hooks, check_layer, pair_distances, roundings, summed
 
 # %% ../nbs/07_model.ipynb #13992459
@@ -85,9 +85,9 @@ def model_config(
         wanted = "(channels, height, width), square, at least 8×8"
         raise InputError(f"images are {tuple(image_shape)}: wanted {wanted}")
     if n_classes < 2: raise InputError(f"{n_classes} class: a classifier needs at least two")
-    usual = GLORO_NETS[name][1] if name in GLORO_NETS else 256 if size < 28 else 512 if size < 128 else 2048
+    if dense is None: dense = GLORO_NETS[name][1] if name in GLORO_NETS else 256 if size < 28 else 512 if size < 128 else 2048
     backbone = name if name in GLORO_NETS else backbone
-    return ModelConfig(depth, width, tuple(image_shape), n_classes, dense or usual, backbone, activation, head)
+    return ModelConfig(depth, width, tuple(image_shape), n_classes, dense, backbone, activation, head)
 
 # %% ../nbs/07_model.ipynb #a38f30bf
 class GloroNet(nn.Module):
@@ -99,7 +99,7 @@ class GloroNet(nn.Module):
     ):
         super().__init__()
         layers = list(layers)
-        for k, layer in enumerate(layers): check_layer(str(k), layer)
+        _check_layers(layers)
         if not (hasattr(head, "rows") and hasattr(head, "bias")):
             found = f"the head ({type(head).__name__}) has no rows() or no bias"
             raise InputError(f"{found}: wanted a linear head, such as liresnet_nb.layers.NormalizedHead")
@@ -181,7 +181,7 @@ class GloroNet(nn.Module):
         if type(self).forward is not GloroNet.forward:
             name = type(self).__name__
             raise InputError(f"{name} has a forward of its own, which no constant covers: write a layer instead")
-        for k, layer in enumerate(self.body): check_layer(str(k), layer)
+        _check_layers(self.body)
         for name, module in (("the network", self), ("the head", self.head)): check_hooks(name, module)
 
     def fingerprint(self)->str:
@@ -226,6 +226,13 @@ class GloroNet(nn.Module):
         return rows
 
 # %% ../nbs/07_model.ipynb #4f9fde99
+def _check_layers(layers):
+    "Every layer, and every layer inside of one"
+    for k, layer in enumerate(layers):
+        check_layer(str(k), layer)
+        for name, inside in layer.named_modules():
+            if isinstance(inside, LipschitzLayer): check_layer(f"{k}.{name}".rstrip("."), inside)
+
 def _tell(digest, name, value):
     "Feed a setting or a tensor to the hash; of other objects, only their type"
     digest.update(f"{name} {type(value).__name__} ".encode())
@@ -312,6 +319,9 @@ def rounding(self:GloroNet,
         own = g*(size*length[:, None]+bias)+small*(1+length[:, None])
         return proved.distances[pred]*error[:, None]+own+own.gather(1, pred[:, None])
     last = run.lengths[:, -1]
+    sums = size.max()*(last+here+away+(reach+per_unit)*diameter)*(1+g)+bias.max()
+    if not (sums*(1+2**-40) <= torch.finfo(dtype).max).all():
+        raise InputError(f"the head's sums may overflow {dtype}: rescale it")
     slack, up = pairs(here, last, bias), 1+2**-40
     if not everywhere: return slack*up, torch.zeros_like(slack)
     slack = slack+pairs(away, last+here+away, bias)
@@ -372,11 +382,13 @@ def stem_shape(
 # %% ../nbs/07_model.ipynb #a8f4ef9a
 class NamedNet(GloroNet):
     "A network that its config describes: convolutions, one dense layer, an activation after each, a head."
+    backbones = ()          # that a config for this class may name
     def __init__(self,
         config:ModelConfig,
         seed:int=0,         # of the initial weights
     ):
-        if config.width % 2 or config.dense % 2:
+        choose(config.backbone, self.backbones, f"backbone of {type(self).__name__}")
+        if config.width % 2 or config.dense < 2 or config.dense % 2:
             raise InputError(f"width {config.width}, dense {config.dense}: {config.activation} wants even numbers")
         if config.n_classes < 2: raise InputError(f"{config.n_classes} class: a classifier needs at least two")
         act = ACTIVATIONS[choose(config.activation, ACTIVATIONS, "activation")]
@@ -397,22 +409,29 @@ class NamedNet(GloroNet):
 
 class LiResNet(NamedNet):
     "Stem, L linear residual blocks, neck, normalised head (arXiv:2301.12549, Appendix A)."
+    backbones = "liresnet",
     @staticmethod
     def operators(config, act):
         stem = Conv(config.image_shape, config.width, *stem_shape(config.image_shape[1]))
-        block = BLOCKS[choose(config.backbone, BLOCKS, "backbone")]
+        block = BLOCKS[config.backbone]
         blocks = [block(stem.out_shape, config.depth, act) for _ in range(config.depth)]
         return [stem, *blocks, Conv(stem.out_shape, 2*config.width, 4, 4)]
 
-class ConvNet(LiResNet): "The same with a plain 3×3 convolution as its block (arXiv:2301.12549, Appendix B)."
-class ResNet(LiResNet): "The same with a conventional residual block (arXiv:2301.12549, Appendix C)."
+class ConvNet(LiResNet):
+    "The same with a plain 3×3 convolution as its block (arXiv:2301.12549, Appendix B)."
+    backbones = "convnet",
+
+class ResNet(LiResNet):
+    "The same with a conventional residual block (arXiv:2301.12549, Appendix C)."
+    backbones = "resnet",
 
 class GloroConvNet(NamedNet):
     "6C2F or 8C2F: convolutions, some of which halve the map, no skips (arXiv:2102.08452)."
+    backbones = tuple(GLORO_NETS)
     @staticmethod
     def operators(config, act):
         shape, convs = config.image_shape, []
-        for edge, channels, stride in GLORO_NETS[choose(config.backbone, GLORO_NETS, "backbone")][0]:
+        for edge, channels, stride in GLORO_NETS[config.backbone][0]:
             convs.append(Conv(shape, channels, edge, stride, 1))
             shape = convs[-1].out_shape
         return convs

@@ -476,8 +476,9 @@ def _settings(task, model, config, fields):
     else: _, epsilon, augment = TASKS[choose(config.task, TASKS, "task")]
     if isinstance(model, nn.Module):
         config = replace(config, model=model.config.name if hasattr(model, "config") else type(model).__name__)
-        kind = {k: getattr(getattr(model, "config", None), k, None) for k in KINDS}
-        config = replace(config, **{k: v for k, v in kind.items() if v in KINDS[k]})
+        usual, own = asdict(TrainConfig()), getattr(model, "config", None)
+        kind = {k: getattr(own, k, None) for k in KINDS}
+        config = replace(config, **{k: v if v in KINDS[k] else usual[k] for k, v in kind.items()})
     else: parse_name(config.model)
     if config.data_dir: config = replace(config, data_dir=str(Path(config.data_dir).resolve()))
     return check_config(config, epsilon, augment)

@@ -17,7 +17,8 @@ from liresnet_nb.bounds import PairBound
 from liresnet_nb.certificate import check_certificate, read_certificate, write_certificate
 from liresnet_nb.core import InputError
 from liresnet_nb.evaluate import certify, evaluate, load_pretrained
-from liresnet_nb.layers import Centre, Conv, Dense, Flatten, LinearOperator, LinearResidual, LipschitzLayer, MinMax, NormalizedHead, roundings
+from liresnet_nb.layers import (Centre, Conv, Dense, Flatten, Head, LinearOperator, LinearResidual, LipschitzLayer, MinMax, NormalizedHead,
+                                OneLipschitz, Residual, roundings)
 from liresnet_nb.lipschitz import operator_matrix
 from liresnet_nb.model import ARITHMETIC, GloroNet
 from liresnet_nb.rounding import UNIT, gamma
@@ -564,3 +565,67 @@ def test_a_net_of_ones_own(digits):
     model = GloroNet([Centre(), Conv((1, 8, 8), 6, 4, 2, 1), MinMax(), Flatten(), Dense(96, 20), MinMax()], NormalizedHead(20, 10), (1, 8, 8))
     images, labels = digits.test.images(slice(0, 40)), digits.test.labels[:40]
     for arithmetic in ("real", "float32"): audit(model, images, labels, 1e-3, steps=5, progress=False, arithmetic=arithmetic)
+
+
+# Layers inside of layers; sums that overflow out of sight
+
+def residual(activation=None):
+    return Residual((4, 6, 6), activation or MinMax())
+
+
+def test_what_a_residual_block_is_made_of_is_checked():
+    class Loud(MinMax):
+        def forward(self, x): return 10*super().forward(x)
+    class Floor(OneLipschitz):
+        def forward(self, x): return x.clamp_min(1e9)
+    class Louder(Conv):
+        def forward(self, x): return 10*super().forward(x)
+        def plain(self, x): return 10*super().plain(x)
+    for activation in (Loud(), Floor(), torch.nn.ReLU()):
+        with pytest.raises(InputError, match="activation of a Residual is a .*wanted MinMax or Householder"): residual(activation)
+    block = residual()
+    model = GloroNet([block, Flatten()], NormalizedHead(144, 2), (4, 6, 6))
+    for name, part in (("activation", Loud()), ("activation", Floor()), ("inner", Louder((4, 6, 6), 4, 3, padding=1)), ("outer", Conv((4, 6, 6), 4, 3, padding=1))):
+        before = getattr(block, name)
+        setattr(block, name, part)
+        with pytest.raises(InputError, match="Residual is a|computes anew"): model.pair_bound()
+        with pytest.raises(InputError, match="Residual is a"): block.rounding((4, 6, 6), torch.float32)
+        setattr(block, name, before)
+    model.pair_bound()
+
+
+def test_layers_inside_of_a_layer_of_your_own_are_checked():
+    class Loud(MinMax):
+        def forward(self, x): return 10*super().forward(x)
+    class Twice(LipschitzLayer):
+        def __init__(self, part):
+            super().__init__()
+            self.part = part
+        def forward(self, x): return self.part(self.part(x))
+        def lipschitz_est(self, known): return torch.ones(())
+        def lipschitz_bound(self, known): return self.part.lipschitz_bound(known)
+    GloroNet([Twice(MinMax()), Flatten()], NormalizedHead(144, 2), (4, 6, 6)).pair_bound()
+    with pytest.raises(InputError, match=r"layer 0.part \(Loud\) computes anew"): GloroNet([Twice(Loud()), Flatten()], NormalizedHead(144, 2), (4, 6, 6))
+
+
+def test_a_head_whose_sums_may_overflow_certifies_nothing():
+    dense, head = Dense(2, 2), Head(2, 2)
+    dense.weight.data, head.weight.data = 3.74*torch.eye(2), torch.tensor([[1e38, 0], [1.5e38, 0]])
+    net = GloroNet([Flatten(), dense], head, (1, 1, 2))
+    image, other = torch.tensor([[[[.6, 0.]]]]), torch.tensor([[[[1., 0.]]]])
+    assert net.plain(image).logits.isfinite().all() and net.plain(other).logits.isinf().any()
+    with pytest.raises(InputError, match="head's sums may overflow"): certify(net, image, .45, arithmetic="float32")
+    assert certify(net, image, .45).certified.all()              # over the reals, in float64, there is room
+
+
+@pytest.mark.parametrize("beta", [0., 2.**-125])
+def test_an_overflow_inside_a_residual_block_is_seen(beta):
+    block, head = Residual((2, 1, 1), MinMax()), Head(2, 2)
+    for p in block.parameters(): p.data.zero_()
+    block.inner.weight.data[0, :, 1, 1] = 3e38
+    block.outer.weight.data[0, 0, 1, 1], block.outer.beta.data[:] = 1., beta
+    head.weight.data, head.bias.data = torch.tensor([[1., 0], [-1, 0]]), torch.tensor([-1e6, 1e6])
+    net = GloroNet([block, Flatten()], head, (2, 1, 1))
+    image = torch.full((1, 2, 1, 1), .4)
+    assert not net.plain(2*image).logits.isfinite().all()
+    with pytest.raises(InputError, match="layer 0 .*may overflow"): certify(net, image, .6, arithmetic="float32")

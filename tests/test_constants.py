@@ -1,5 +1,6 @@
 "Constants against a second implementation, and the inequalities that hold for every layer."
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from liresnet_nb.bounds import NOTHING, Bound, PairBound, pair_bound, product, s
 from liresnet_nb.core import InputError
 from liresnet_nb.layers import Centre, Conv, Dense, Flatten, Head, Householder, LinearOperator, LinearResidual, LipschitzLayer, MinMax, NormalizedHead, pair_distances
 from liresnet_nb.lipschitz import apply_adjoint, apply_operator, operator_matrix, power_estimate, power_residual, power_step
-from liresnet_nb.model import ACTIVATIONS, BLOCKS, HEADS, GloroNet, LiResNet, ModelConfig, build_model, n_parameters
+from liresnet_nb.model import (ACTIVATIONS, BLOCKS, HEADS, ConvNet, GloroConvNet, GloroNet, LiResNet, ModelConfig, ResNet, build_model, n_parameters,
+                               named_net)
 from liresnet_nb.proofs import cholesky_bound, operator_bound
 
 
@@ -442,3 +444,13 @@ def test_the_account_of_a_residual_block_holds_those_of_its_parts():
     through = float(inner)*size[1]+float(bend)*size[0]*size[1]+float(outer)*size[0]          # each error, passed on by what follows
     assert through+float(2**-24*size[0]*size[1]) <= float(slope) <= 3*through
     assert float(b1)*size[1]+float(b2) <= float(offset)
+
+
+def test_a_class_builds_its_own_kind_of_network_only():
+    config = ModelConfig(1, 8, (1, 8, 8), 3, 8)
+    for cls, own in ((LiResNet, "liresnet"), (ConvNet, "convnet"), (ResNet, "resnet"), (GloroConvNet, "6C2F")):
+        for backbone in (*BLOCKS, "6C2F"):
+            if backbone == own: assert type(named_net(replace(config, backbone=own))) is cls
+            else:
+                with pytest.raises(InputError, match=f"unknown backbone of {cls.__name__}"): cls(replace(config, backbone=backbone))
+    with pytest.raises(InputError, match="dense 0"): build_model("L1W8", (1, 8, 8), 3, dense=0)

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -312,3 +313,24 @@ def test_every_architecture_can_be_a_cell_and_a_plan():
     assert (cost.problem == "").all() and cost.parameters.nunique() == 3 and cost.macs[1] > cost.macs[0] == cost.macs[2]
     rows = ex.plan(ex.grid("table1", classes=[10], seeds=[0], method=["gloro-6C2F"]), "cpu")
     assert rows.problem.tolist() == [""] and rows.macs[0] > 8e6
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"failed": "x"}', '{"grid": "tiny", "cell": {}, "config": null}'])
+def test_json_that_is_no_result_is_named(done, tmp_path, text):
+
+    shutil.copytree(done[0], tmp_path/done[0].name)
+    path = tmp_path/done[0].name/TINY.rows()[0].folder/"result.json"
+    path.write_text(text)
+    for look in (lambda: ex.reproduce(TINY, tmp_path, **QUIET), lambda: ex.results(tmp_path)):
+        with pytest.raises(InputError, match="result.json is (damaged|no result)"): look()
+
+
+def test_a_damaged_cell_fails_and_is_made_anew_when_asked(done, tmp_path):
+    one = dataclasses.replace(TINY, vary=dict(loss=("emma",)))
+    cell = tmp_path/"tiny-laptop"/one.rows()[0].folder
+    (cell/"run").mkdir(parents=True)
+    (cell/"run"/"config.json").write_text("{")
+    (cell/"clock.json").write_text("{")
+    assert "damaged" in ex.reproduce(one, tmp_path, **QUIET).failed[0]
+    again = ex.reproduce(one, tmp_path, retry_failed=True, **QUIET)
+    assert again.failed.isna().all() and again.vra[0] == done[1].vra[0]

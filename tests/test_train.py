@@ -425,4 +425,6 @@ def test_a_model_tells_the_config_what_it_is(digits):
     model = build_model("L1W8", (1, 8, 8), 10, backbone="resnet", activation="householder", head="plain")
     config = fit(digits, model, **{k: v for k, v in TINY.items() if k not in ("model", "epochs")}, epochs=1).config
     assert (config.model, config.backbone, config.activation, config.head) == ("L1W8", "resnet", "householder", "plain")
+    own = GloroNet([Flatten()], NormalizedHead(64, 10), (1, 8, 8))
+    assert fit(digits, own, epochs=1, backbone="resnet", head="plain", device="cpu", progress=False).config.network == "GloroNet"
     assert config.network == "L1W8-resnet-householder-plain" and TrainConfig(model="6C2F").network == "6C2F"
