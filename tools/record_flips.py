@@ -11,11 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-from provenance import ROOT, provenance
 from tqdm import tqdm
 
 from liresnet_nb.core import InputError, atomic_path, run_command
 from liresnet_nb.demos.flips import flip_instances, flip_run, flip_table, flip_task
+from liresnet_nb.experiments import provenance
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_csv(path, tables):

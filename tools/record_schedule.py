@@ -17,14 +17,16 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from provenance import ROOT, provenance
 from tqdm.auto import tqdm
 
 from liresnet_nb.core import InputError, atomic_path, check_whole, choose, run_command
 from liresnet_nb.demos.schedule import SCHEDULE, few_glyphs
 from liresnet_nb.evaluate import evaluate
+from liresnet_nb.experiments import provenance
 from liresnet_nb.losses import LOSSES
 from liresnet_nb.train import fit
+
+ROOT = Path(__file__).resolve().parents[1]
 
 ENDS, RAMPS = (1., 1.5, 2., 3.), (0.25, 0.5, 1.)
 KEYS = ["loss", "epsilon_start", "epsilon_end", "epsilon_ramp", "seed"]
