@@ -13,6 +13,7 @@ import subprocess, threading, time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
+from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from itertools import product
 from pathlib import Path
 from queue import Empty
@@ -360,14 +361,16 @@ def run_cell(
     "Train and judge one cell, from where it was stopped; its result is written last. KeyboardInterrupt passes through."
     home = Path(folder)/cell.folder
     home.mkdir(parents=True, exist_ok=True)
-    about = dict(grid=grid.name, scale=grid.scale, version=grid.version, cell=cell.labels)
     try: result = _measured(grid, cell, home, device, data_dir, on_epoch)
     except Exception as e:
         reason = str(e).strip().split("\n")[0].replace(f"{home}", cell.folder)
         result = dict(config=cell.fields, failed=reason if isinstance(e, InputError) else f"{type(e).__name__}: {reason}")
-    _write(home/"result.json", about | result | source)
+    result = _about(grid, cell) | result | source
+    _write(home/"result.json", result)
     if "failed" not in result and not keep_weights: _tidy(home)
-    return about | result | source
+    return result
+
+def _about(grid, cell): return dict(grid=grid.name, scale=grid.scale, version=grid.version, cell=cell.labels)
 
 def _measured(grid, cell, home, device, data_dir, on_epoch):
     "The numbers of a cell"
@@ -386,13 +389,20 @@ def _measured(grid, cell, home, device, data_dir, on_epoch):
     history = run.history
     if run.config.track: history = history.assign(**{k: v for k, v in flip_table(run).items() if k.endswith("flip_rate")})
     with atomic_path(home/"history.csv") as p: history.to_csv(p, index=False)
-    with atomic_path(home/"examples.csv.gz") as p: rows.to_csv(p, index=False, compression=dict(method="gzip", mtime=0))
+    with atomic_path(home/"examples.csv.gz") as p:
+        _short(rows).to_csv(p, index=False, compression=dict(method="gzip", mtime=0))
     trained = "liresnet-train"+kept.command(1).partition("liresnet_nb.train")[2]
     return dict(command=trained, config=asdict(kept), device=str(run.model.device), seed=kept.seed, seconds=clock.read(),
                 epochs=len(history), parameters=n_parameters(run.model), held_out=kept.held_out, images=len(rows),
                 epsilon=epsilon, clean_acc=found.clean_acc, vra=found.vra(epsilon), vra_low=low, vra_high=high,
                 vra_est=found.vra_est(epsilon), mean_radius=float(found.mean_radius),
                 sub_lipschitz=found.pair_bound.sub_lipschitz.value, **attacked)
+
+def _short(rows):
+    "Six digits of each number; the radius rounded down, so that it stays proved"
+    digits = lambda column, how: [float(Context(6, how).create_decimal(x)) for x in column]
+    rounding = dict(margin=ROUND_HALF_EVEN, radius=ROUND_FLOOR, radius_est=ROUND_HALF_EVEN)
+    return rows.drop(columns="index").assign(**{k: digits(rows[k], how) for k, how in rounding.items()})
 
 def _attacked(asked, run, task, rows):
     "The rows with a column `robust` where Auto-PGD was asked for, and what it left"
@@ -467,6 +477,37 @@ def _finished(folder, cell, retry_failed):
     _same(folder/cell.folder, _shared(asdict(there)), _shared(asdict(here)), "run")
     return True
 
+_FILES = ("history.csv", "examples.csv.gz", "result.json")
+
+def _twins(out, folder, grid):
+    "Finished cells of the other experiments in `out`: what decides a result -> folder"
+    found = {}
+    for path in sorted(Path(out).glob("*/*/result.json")):
+        if path.parents[1] == folder or not all((path.parent/f).exists() for f in _FILES): continue
+        with contextlib.suppress(InputError):                # damaged, or not ours: no twin
+            result, there = _read_result(path), _read(path.parents[1]/"grid.json") or {}
+            if "failed" not in result and there.get("attack") == grid.attack:
+                found[_decides(from_dict(TrainConfig, result["config"]))] = path.parent
+    return found
+
+def _decides(config, **fields): return json.dumps(_shared(asdict(config) | fields))
+
+def _take_over(twins, grid, cell, folder):
+    "Has another experiment done this training already? Then its result becomes this cell's, and says so"
+    try: config = cell.config()
+    except InputError: return False
+    twin = twins.get(_decides(config)) or twins.get(_decides(config, track=True))     # tracking changes no weight
+    if twin is None: return False
+    home = folder/cell.folder
+    home.mkdir(parents=True, exist_ok=True)
+    for name in _FILES[:2]:
+        with atomic_path(home/name) as p: shutil.copyfile(twin/name, p)
+    result = _read(twin/"result.json")
+    result["config"]["track"] = config.track
+    _write(home/"result.json", result | _about(grid, cell) | dict(taken_from=f"{twin.parent.name}/{twin.name}"))
+    _tidy(home)
+    return True
+
 # %% ../nbs/19b_experiments.ipynb #5bfe2306
 class _Bar:
     "Cells, epochs and the work that is left: multiply-adds, and for each operator and step what 22 million cost (on a CPU)"
@@ -522,7 +563,10 @@ def reproduce(
         if not keep_weights:
             for c in cells:
                 if c not in todo and "failed" not in _read_result(folder/c.folder/"result.json"): _tidy(folder/c.folder)
-        left = {}
+        left, twins = {}, {} if keep_weights else _twins(out, folder, grid)
+        taken = [c for c in todo if _take_over(twins, grid, c, folder)]
+        if taken: say(f"{len(taken)} cells were done by another experiment in {out}: taken over")
+        todo = [c for c in todo if c not in taken]
         try:
             todo, left = _runnable(todo, data_dir)
             if left: say(_missing(todo, left))

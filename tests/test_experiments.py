@@ -250,6 +250,36 @@ def test_workers_find_what_one_process_finds(done, tmp_path):
     assert table.failed.isna().all() and told(tmp_path/"tiny-laptop") == told(done[0])
 
 
+def test_what_another_experiment_trained_is_taken_over(tmp_path, monkeypatch):
+    tracked = dataclasses.replace(TINY, name="flips", vary=dict(loss=("emma",)), fixed=FIXED | dict(track=True))
+    ex.reproduce(tracked, tmp_path, **QUIET)
+    trained = []
+    monkeypatch.setattr(ex, "fit", lambda *a, _fit=ex.fit, **k: trained.append(k["config"].loss) or _fit(*a, **k))
+    table = ex.reproduce(TINY, tmp_path, **QUIET)
+    assert trained == ["trades"] and table.failed.isna().all()
+    home, there = tmp_path/"tiny-laptop"/"loss=emma-seed=0", tmp_path/"flips-laptop"/"loss=emma-seed=0"
+    said, was = (json.loads((h/"result.json").read_text()) for h in (home, there))
+    assert said.pop("taken_from") == "flips-laptop/loss=emma-seed=0" and said["grid"] == "tiny" and not said["config"]["track"]
+    assert all(said[k] == was[k] for k in was if k not in ("grid", "config"))
+    assert (home/"examples.csv.gz").read_bytes() == (there/"examples.csv.gz").read_bytes()
+    ex.reproduce(TINY, tmp_path, **QUIET)                              # taken over once, finished since
+    other = dataclasses.replace(TINY, name="other", vary=dict(loss=("emma",)))
+    for grid in (dataclasses.replace(other, name="seeds", seeds=(1,)), dataclasses.replace(other, attack=dict(images=5, steps=2))):
+        trained.clear()
+        ex.reproduce(grid, tmp_path, **QUIET)
+        assert trained == ["emma"]                                     # another seed, or attacked: another result
+    trained.clear()
+    back = dataclasses.replace(tracked, name="back", vary=dict(loss=("trades",)))
+    ex.reproduce(back, tmp_path, **QUIET)
+    assert trained == ["trades"]                                       # that one kept no flips
+
+
+def test_recorded_radii_are_rounded_down():
+    rows = pd.DataFrame(dict(index=[0, 1, 2], label=0, pred=0, margin=1/3, radius=[2/3, 0., 1e-9/3], radius_est=2/3))
+    short = ex._short(rows)
+    assert short.radius.tolist() == [.666666, 0., 3.33333e-10] and (short.margin == .333333).all() and (short.radius_est == .666667).all()
+
+
 def test_attacks_and_flips_where_they_are_asked_for(tmp_path):
     grid = dataclasses.replace(TINY, vary=dict(loss=("emma",)), fixed=FIXED | dict(track=True), attack=dict(images=20, steps=5))
     one = ex.reproduce(grid, tmp_path, **QUIET).iloc[0]
