@@ -8,6 +8,7 @@ __all__ = ['Control', 'redraw', 'Explorer', 'explore', 'still', 'Attempt', 'atte
 # %% ../nbs/16_explore.ipynb #3ae055c8
 import html, json
 import ipywidgets as widgets
+import numpy as np
 import plotly.graph_objects as go
 from dataclasses import dataclass
 from .core import InputError
@@ -45,12 +46,18 @@ class Control:
                     layout=dict(width="min(36em, 98%)"), style=dict(description_width="initial"))
 
 # %% ../nbs/16_explore.ipynb #6abb9511
+def _same(a, b):
+    "Would it be drawn alike? A gap in a line (NaN) is the same gap."
+    if isinstance(a, dict) and isinstance(b, dict): return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return type(a) is type(b) and not isinstance(a, np.ndarray) and a == b
+
 def _replace(old, new):
-    "Give a part of a figure the properties `new`, and only those"
+    "Give a part of a figure the properties `new`, and only those: what stays is not sent"
     before = old.to_plotly_json()
     gone = {k: None for k in before if k not in new and k != "uid"}
-    if before.get("template") == new.get("template"): new.pop("template", None)   # large, and always the same
-    old.update(new | gone, overwrite=True)
+    old.update({k: v for k, v in new.items() if k not in before or not _same(before[k], v)} | gone, overwrite=True)
 
 def redraw(
     figure,              # a `FigureWidget` on a page

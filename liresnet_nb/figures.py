@@ -8,12 +8,16 @@ __all__ = ['PALETTE', 'styled', 'plot_history', 'plot_vra', 'plot_constants', 'p
 # %% ../nbs/14_figures.ipynb #9aca632a
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 from plotly.subplots import make_subplots
 from torch import Tensor
 
 # %% ../nbs/14_figures.ipynb #c1188071
 PALETTE = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", orange="#E69F00",
                sky="#56B4E9", purple="#CC79A7", grey="#7F7F7F")
+pio.templates["liresnet"] = go.layout.Template(layout={k: pio.templates["plotly_white"].layout[k] for k in (
+    "colorway", "colorscale", "font", "title", "hovermode", "hoverlabel", "paper_bgcolor", "plot_bgcolor", "xaxis", "yaxis",
+    "annotationdefaults", "shapedefaults")})   # the rest (maps, globes, fifty kinds of traces) costs more than the figure
 
 def styled(
     fig:go.Figure,       # changed in place
@@ -22,7 +26,7 @@ def styled(
 )->go.Figure:            # `fig`
     "The margins, font and legend that all figures share."
     margin, legend = dict(l=60, r=20, t=40, b=50), dict(orientation="h", y=1.01, yanchor="bottom", x=0)
-    return fig.update_layout(template="plotly_white", height=height, margin=margin, font=dict(size=13),
+    return fig.update_layout(template="liresnet", height=height, margin=margin, font=dict(size=13),
                              legend=legend, **layout)
 
 # %% ../nbs/14_figures.ipynb #9d6a7a50

@@ -72,7 +72,9 @@ def test_depth_multiplies_the_bounds():
     assert list(table.triangle) == [2., 1.5**4, 3., 16.] and (table.linear <= table.folded).all() and (table.conventional <= table.triangle).all()
     fig = plot_depth(table, 1.)
     assert list(fig.data[0].y) == [2., 5.062] and list(fig.data[0].x) == [1, 4] and fig.data[0].customdata[1] == round(1/1.5**4, 5)
+    assert fig.data[0].name.endswith("= 5.06") and plot_depth(table, 1., 1).data[0].name.endswith("= 2")
     with pytest.raises(InputError, match="scale 3 is not in the table"): plot_depth(table, 3.)
+    with pytest.raises(InputError, match="depth 2 is not in the table"): plot_depth(table, 1., 2)
 
 
 def test_the_figure_reads_the_table_at_the_scale(table):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 from argparse import Namespace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from liresnet_nb.core import InputError, generator
 from liresnet_nb.demos.schedule import SCHEDULE, break_even, few_glyphs, load_schedule, plot_break_even, plot_schedule, plot_schedule_map, plot_slopes, scale_slope, schedule_runs
 from liresnet_nb.explore import Control, explore, still
 from liresnet_nb.losses import LOSSES, cross_entropy, emma, emma_adaptive, trades
+from liresnet_nb.train import SHAPES
 
 RAMP = Control("ramp", (0., .5), .5)
 
@@ -26,7 +28,7 @@ def made():
             for seed in (0, 1):
                 stuck = loss == "emma" and (start, end) == (2., 2.) and seed
                 for epoch in (1, 2, 3, 4):
-                    rows.append(dict(loss=loss, epsilon_start=start, epsilon_end=end, epsilon_ramp=ramp, seed=seed, epoch=epoch,
+                    rows.append(dict(loss=loss, epsilon_start=start, epsilon_end=end, epsilon_ramp=ramp, epsilon_shape="linear", seed=seed, epoch=epoch,
                                      train_acc=high+epoch/100+seed/10, train_vra_est=high/2, sub_lipschitz_est=10.**-epoch,
                                      clean_acc=.02 if stuck else high+.4, vra=.02 if stuck else high+end/100+seed/50))
     return pd.DataFrame(rows)
@@ -40,6 +42,10 @@ def test_a_run_is_found_by_loss_end_and_ramp():
     assert len(found) == 8 and set(found.epsilon_start) == {.1} and set(found.loss) == {"emma"} and set(found.epsilon_end) == {2.}
     with pytest.raises(InputError, match="no recorded run of emma to 5ε over 0.5"): schedule_runs(made(), "emma", 5., .5)
     with pytest.raises(InputError, match="did you mean 'trades'"): schedule_runs(made(), "trade", 1., .5)
+    bent = pd.concat([made(), made().query("epsilon_ramp > 0").assign(epsilon_shape="late", vra=0.)])
+    assert schedule_runs(bent, "emma", 2., .5, "late").vra.eq(0).all() and schedule_runs(bent, "emma", 2., .5).vra.gt(0).all()
+    assert len(schedule_runs(bent, "emma", 2., 0., "late")) == 8                       # without a ramp there is no shape
+    with pytest.raises(InputError, match="no recorded run of emma to 2ε over 0.5 of the run, early"): schedule_runs(bent, "emma", 2., .5, "early")
 
 
 def test_the_curves_are_those_of_the_runs():
@@ -136,12 +142,13 @@ def test_one_panel_a_run_with_what_was_asked_and_the_break_even():
 
 def test_the_recorded_grid_is_whole():
     runs, how = load_schedule()
-    keys = ["loss", "epsilon_start", "epsilon_end", "epsilon_ramp", "seed"]
-    assert set(runs.loss) == {"emma", "emma_adaptive", "trades"} and len(runs.drop_duplicates(keys)) == how["runs"] == 96
+    keys = ["loss", "epsilon_start", "epsilon_end", "epsilon_ramp", "epsilon_shape", "seed"]
+    assert set(runs.loss) == {"emma", "emma_adaptive", "trades"} and len(runs.drop_duplicates(keys)) == how["runs"] == 240
     assert (runs.groupby(keys).size() == SCHEDULE["epochs"]).all() and not runs.isna().any().any()
     for loss in set(runs.loss):
         for end in (1., 1.5, 2., 3.):
-            for ramp in (0., .25, .5, 1.): assert len(schedule_runs(runs, loss, end, ramp)) == 2*SCHEDULE["epochs"]
+            for ramp, shape in product((0., .25, .5, 1.), SHAPES):
+                assert len(schedule_runs(runs, loss, end, ramp, shape)) == 2*SCHEDULE["epochs"]
     last = runs[runs.epoch == SCHEDULE["epochs"]]
     assert (last.vra <= last.clean_acc).all() and how["shared"]["fingerprint"] == few_glyphs().train.fingerprint()
     assert how["config"]["held_out"] == "valid" and how["config"]["epsilon"] == .3 and math.isfinite(how["cpu_seconds"])

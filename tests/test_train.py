@@ -31,6 +31,9 @@ def test_fit_can_be_imported_as_promised():
 
 def test_schedules():
     assert [round(epsilon_at(t, 800, 1.), 12) for t in (0, 400, 800)] == [0.1, 1.5, 1.5]
+    for shape, half in (("linear", .8), ("early", 1.15), ("late", .45)):
+        assert [round(epsilon_at(t, 800, 1., shape=shape), 12) for t in (0, 200, 400, 800)] == [.1, half, 1.5, 1.5]
+    with pytest.raises(InputError, match="did you mean 'early'"): epsilon_at(0, 10, 1., shape="earl")
     assert epsilon_at(0, 10, 2., 1.5, 1.5) == 3. and epsilon_at(0, 10, 2., .1, 1.5, ramp=0.) == 3.
     assert [lr_at(t, 100, 1., 10) for t in (0, 5, 10)] == [0, .5, 1] and math.isclose(lr_at(55, 100, 1., 10), .5) and lr_at(100, 100, 1., 10) < 1e-9
 

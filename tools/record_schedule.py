@@ -6,8 +6,8 @@ and schedule.json (how it was made), whole or not at all, after every run. Runs 
 
 The sizes were chosen before the grid was run, from 32 trial runs: 50 classes and ε = 0.3, because there one loss
 stays at chance on some schedules and not on others; 1,000 images and 30 epochs, because the grid must fit into
-a quarter of an hour of one thread. The last multiple of ε is 1, 1.5, 2 or 3; it is there from the first step on,
-or it is reached, from 0.1, after 25, 50 or 100 % of the run."""
+half an hour of one thread. The last multiple of ε is 1, 1.5, 2 or 3; it is there from the first step on, or it is
+reached, from 0.1, after 25, 50 or 100 % of the run, on a line or on a parabola that rises early or late."""
 import argparse
 import json
 import time
@@ -24,25 +24,26 @@ from liresnet_nb.demos.schedule import SCHEDULE, few_glyphs
 from liresnet_nb.evaluate import evaluate
 from liresnet_nb.experiments import provenance
 from liresnet_nb.losses import LOSSES
-from liresnet_nb.train import fit
+from liresnet_nb.train import SHAPES, fit
 
 ROOT = Path(__file__).resolve().parents[1]
 
 ENDS, RAMPS = (1., 1.5, 2., 3.), (0.25, 0.5, 1.)
-KEYS = ["loss", "epsilon_start", "epsilon_end", "epsilon_ramp", "seed"]
+KEYS = ["loss", "epsilon_start", "epsilon_end", "epsilon_ramp", "epsilon_shape", "seed"]
 CURVES = ["epoch", "train_acc", "train_vra_est", "sub_lipschitz_est"]
 RESULTS = ["clean_acc", "vra"]      # of the finished network, on the validation images: alike in all rows of a run
 
 
 def schedules():
-    "Start, end and ramp; where nothing ramps, the first multiple is the last and the ramp 0."
-    return [(end, end, 0.) for end in ENDS]+[(0.1, end, ramp) for end, ramp in product(ENDS, RAMPS)]
+    "Start, end, ramp and shape; where nothing ramps, the first multiple is the last and the ramp 0."
+    fixed = [(end, end, 0., "linear") for end in ENDS]
+    return fixed+[(0.1, end, ramp, shape) for shape, end, ramp in product(SHAPES, ENDS, RAMPS)]
 
 
-def record(task, loss, start, end, ramp, seed):
+def record(task, loss, start, end, ramp, shape, seed):
     "One run: its settings in full, a row an epoch, and seconds."
     began, cpu = time.perf_counter(), time.process_time()
-    fields = dict(loss=loss, epsilon_start=start, epsilon_end=end, epsilon_ramp=ramp, seed=seed)
+    fields = dict(loss=loss, epsilon_start=start, epsilon_end=end, epsilon_ramp=ramp, epsilon_shape=shape, seed=seed)
     run = fit(task, progress=False, device="cpu", **fields, **SCHEDULE)
     result = evaluate(run, task, progress=False)
     rows = run.history[CURVES].assign(**fields, clean_acc=result.clean_acc, vra=result.vra(run.config.epsilon))

@@ -131,7 +131,7 @@ def plot_threats(
     instances:pd.DataFrame,  # of one run: instance, epoch, label, threatening, runner_up
     classes:tuple,           # class names, by number
     counted:str="threatening class", # or "runner-up"
-    rows:int=30,             # how many images
+    rows:int=20,             # how many images
     epochs:int|None=None,    # the axis ends here; None: with the last in the table
     run:str="",              # its name, for the axis
 )->go.Figure:

@@ -223,20 +223,24 @@ def depth_table(
 def plot_depth(
     table:pd.DataFrame,   # from `depth_table`
     scale:float=1.,       # k
+    depth:int|None=None,  # L: where the legend reads the numbers; None: the deepest
 )->go.Figure:
     "Constant of a network of residual blocks, and the certified radius it leaves, against depth."
     part, fig = table[table.scale == scale], go.Figure()
     if part.empty: raise InputError(f"scale {scale:g} is not in the table: it has {sorted(set(table.scale))}")
+    depth = part.depth.max() if depth is None else depth
+    at = part[part.depth == depth]
+    if at.empty: raise InputError(f"depth {depth} is not in the table: it has {sorted(set(part.depth))}")
     for name, column, color, dash, symbol in (
             ("bound, conventional: Π(1 + K<sub>g</sub>)", "triangle", "vermilion", "dash", "square"),
             ("best pair, conventional", "conventional", "orange", "dot", "diamond"),
             ("bound, linear: Π‖I + W‖", "folded", "blue", "solid", "circle"),
             ("best pair, linear", "linear", "sky", "dot", "circle-open")):
-        fig.add_scatter(x=part.depth.tolist(), y=part[column].round(3).tolist(), name=name,
-                        mode="lines+markers",
-                        marker=dict(symbol=symbol, size=8), line=dict(color=PALETTE[color], dash=dash),
+        fig.add_scatter(x=part.depth.tolist(), y=part[column].round(3).tolist(),
+                        name=f"{name} = {at[column].iloc[0]:.3g}", mode="lines+markers", marker=dict(symbol=symbol, size=8), line=dict(color=PALETTE[color], dash=dash),
                         customdata=(1/part[column]).round(5).tolist(),
                         hovertemplate="%{x} blocks: constant %{y:.3g}, radius %{customdata:.3g}")
+    fig.add_vline(x=depth, line=dict(color=PALETTE["grey"], width=1))
     fig.add_scatter(x=[None], y=[None], yaxis="y2", showlegend=False)      # brings the right-hand axis
     top = math.log10(table.triangle.max())*1.03
     log = dict(type="log", dtick=1, exponentformat="power")

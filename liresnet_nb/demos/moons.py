@@ -204,7 +204,7 @@ def plot_balls(
     def line(points, name, color, shown=True, **how):
         x, y = np.float32(points)
         fig.add_scatter(x=x, y=y, name=name, hoverinfo="skip", showlegend=shown, line_color=color, **how)
-    line(plane.border[::2].T, "border", PALETTE["grey"], False, mode="markers", marker_size=2)
+    line(plane.border[::4].T, "border", PALETTE["grey"], False, mode="markers", marker_size=3)
     for k, color in enumerate(_MOONS):
         balls = _circles(*(t[t.pred == k][c].to_numpy() for c in (["x", "y"], "radius")))
         shade = dict(line_width=0.5, fill="toself", fillcolor=_rgba(color, .15))

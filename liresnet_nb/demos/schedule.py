@@ -19,7 +19,7 @@ from ..core import InputError, choose
 from ..data import GLYPH_CLASSES, TASKS, Task, draw_glyphs
 from ..figures import PALETTE, styled
 from ..losses import get_loss
-from ..train import epsilon_at
+from ..train import SHAPES, epsilon_at
 
 # %% ../../nbs/18e_demo_schedule.ipynb #b27dd53c
 SCHEDULE = dict(model="L1W8", epochs=30, batch=64, lr=6e-3)   # what all recorded runs share
@@ -42,11 +42,13 @@ def schedule_runs(
     loss:str,             # one of those recorded
     end:float,            # last multiple of ε: `epsilon_end`
     ramp:float,           # share of the run from 0.1ε to there: `epsilon_ramp`; 0: there from the first step on
+    shape:str="linear",   # of the ramp: `epsilon_shape`; without a ramp there is no shape
 )->pd.DataFrame:          # a row an epoch and seed
     "The runs of one loss with one schedule."
     choose(loss, runs.loss.unique(), "loss")
     found = runs[(runs.loss == loss) & (runs.epsilon_end == end) & (runs.epsilon_ramp == ramp)]
-    if not len(found): raise InputError(f"no recorded run of {loss} to {end:g}ε over {ramp:g} of the run")
+    if ramp: found = found[found.epsilon_shape == choose(shape, SHAPES, "shape of the ramp")]
+    if not len(found): raise InputError(f"no recorded run of {loss} to {end:g}ε over {ramp:g} of the run, {shape}")
     return found
 
 # %% ../../nbs/18e_demo_schedule.ipynb #fc72d19a
@@ -55,14 +57,15 @@ def plot_schedule(
     loss:str="emma",      # one of those recorded
     end:float=1.5,        # last multiple of ε
     ramp:float=0.5,       # share of the run until it is reached
+    shape:str="linear",   # of the ramp: linear, early, late
     live:pd.DataFrame|None=None, # the history of a run of your own, to draw over it
 )->go.Figure:
     "The shape of a schedule, and the recorded runs that followed it."
-    mine = schedule_runs(runs, loss, end, ramp)
+    mine = schedule_runs(runs, loss, end, ramp, shape)
     T, chance, seeds, given = int(mine.epoch.max()), 100/50, sorted(set(runs.seed.tolist())), live is not None
     fig = make_subplots(3, 1, shared_xaxes=True, row_heights=[.24, .46, .3], vertical_spacing=0.06)
     t = [k/2 for k in range(2*T+1)]
-    asked = [epsilon_at(k, T, 1, mine.epsilon_start.iloc[0], end, ramp) for k in t]
+    asked = [epsilon_at(k, T, 1, mine.epsilon_start.iloc[0], end, ramp, shape) for k in t]
     fig.add_scatter(x=t, y=asked, line_color=PALETTE["green"], showlegend=False, row=1, col=1)
     for column, name, scale, row, color, dash in (
         ("train_acc", "training accuracy", 100, 2, "blue", "solid"),
@@ -96,6 +99,7 @@ def plot_schedule(
 # %% ../../nbs/18e_demo_schedule.ipynb #8b56ed3c
 def plot_schedule_map(
     runs:pd.DataFrame,    # from `load_schedule`
+    shape:str="linear",   # of the ramps: linear, early, late
 )->go.Figure:
     "Proved VRA on held-out images over ramp and last multiple, one map a loss; lowest to highest seed, ✕: at chance."
     last = runs[runs.epoch == runs.epoch.max()]
@@ -103,7 +107,7 @@ def plot_schedule_map(
     ends, ramps, n = sorted(ends), sorted(ramps), len(losses)
     fig = make_subplots(n, 1, shared_xaxes=True, subplot_titles=losses, vertical_spacing=0.2/n)
     for k, loss in enumerate(losses):
-        cells = [[_schedule_cell(schedule_runs(last, loss, end, ramp)) for end in ends] for ramp in ramps]
+        cells = [[_schedule_cell(schedule_runs(last, loss, end, ramp, shape)) for end in ends] for ramp in ramps]
         z, text = [[v for v, _ in row] for row in cells], [[words for _, words in row] for row in cells]
         how = dict(texttemplate="%{text}", coloraxis="coloraxis", xgap=2, ygap=2, hoverinfo="skip")
         x, y = [f"{e:g} ε" for e in ends], [f"{r:.0%}" if r else "0 (fixed)" for r in ramps]
