@@ -57,8 +57,8 @@ def plot_schedule(
     loss:str="emma",      # one of those recorded
     end:float=1.5,        # last multiple of ε
     ramp:float=0.5,       # share of the run until it is reached
-    shape:str="linear",   # of the ramp: linear, early, late
     live:pd.DataFrame|None=None, # the history of a run of your own, to draw over it
+    shape:str="linear",   # of the ramp: linear, early, late
 )->go.Figure:
     "The shape of a schedule, and the recorded runs that followed it."
     mine = schedule_runs(runs, loss, end, ramp, shape)
