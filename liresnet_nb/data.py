@@ -75,7 +75,9 @@ class ImageSet:
     def __len__(self): return len(self.labels)
     @property
     def image_shape(self): return tuple(self.raw.shape[1:])
-    def images(self, index=slice(None))->Tensor:
+    def images(self,
+        index=slice(None),          # which: a slice or numbers
+    )->Tensor:
         "Pixels in [0,1] of the images at `index`, float32, [B,C,H,W]."
         return self.raw[index].float()/self.scale
     def to(self, device)->"ImageSet":
@@ -89,7 +91,9 @@ class ImageSet:
         for t in (self.raw, self.labels): h.update(t.cpu().contiguous().numpy())
         return h.hexdigest()
 
-    def batches(self, batch:int):
+    def batches(self,
+        batch:int,                  # images at a time
+    ):
         "All images once, in order: `(images, labels, index)`."
         for index in torch.arange(len(self), device=self.raw.device).split(batch):
             yield self.images(index), self.labels[index], index
@@ -445,7 +449,9 @@ class StreamSet:
         for p, y in zip(self.files, self.labels.tolist()):
             h.update(f"{p.parent.name}/{p.name} {p.stat().st_size} {y}\n".encode())
         return h.hexdigest()
-    def images(self, index)->Tensor:
+    def images(self,
+        index,               # which: a slice or numbers
+    )->Tensor:
         "Pixels in [0,1] of the central crops at `index`, float32, [B,C,H,W]."
         index = range(len(self))[index] if isinstance(index, slice) else torch.as_tensor(index).tolist()
         images = [read_image(self.files[i], self.size, resize=self.resize) for i in index]
@@ -457,11 +463,19 @@ class StreamSet:
         for raw, labels, index in loader:
             images = raw.to(self.device, non_blocking=True).float()/255
             yield images, labels.to(self.device), index.to(self.device)
-    def batches(self, batch):
+    def batches(self,
+        batch:int,           # images at a time
+    ):
         "All images once, in order, central crops: `(images, labels, index)`."
         parts = torch.arange(len(self)).split(batch)
         yield from self._load([[(i, .5, .5, 1.) for i in part.tolist()] for part in parts])
-    def epoch(self, batch, seed, epoch, augment=Augment(), rank=0, world=1):
+    def epoch(self,
+        batch:int,                  # images in a step, over all processes
+        seed:int,                   # of the run
+        epoch:int,                  # which pass
+        augment:Augment=Augment(),  # mirrored at random?
+        rank:int=0, world:int=1,    # this process and how many share each step
+    ):
         "One shuffled pass, random crops (coins, if `augment.flip`): `(images, labels, index)` of this process."
         order, draws = epoch_order(len(self), seed, epoch)
         if not augment.flip: draws[:, 2] = 1.

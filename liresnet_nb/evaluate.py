@@ -163,10 +163,14 @@ class Evaluation:
     def mean_radius(self)->float:
         "Mean certified radius, 0 for a wrong prediction."
         return (self.table.radius*(self.table.pred == self.table.label)).mean()
-    def vra(self, epsilon):
+    def vra(self,
+        epsilon,          # l2 radius, [0,1] pixels; or several
+    ):
         "Verified-robust accuracy at a radius, or at each of several."
         return vra(_tensor(self.table.radius), self.correct, epsilon)
-    def vra_est(self, epsilon):
+    def vra_est(self,
+        epsilon,          # l2 radius, [0,1] pixels; or several
+    ):
         "What the power estimate would have claimed."
         return vra(_tensor(self.table.radius_est), self.correct, epsilon)
     def summary(self)->pd.DataFrame:

@@ -35,7 +35,7 @@ class Control:
         show = {str: str, int: "{:,}".format}
         return [show.get(type(v), "{:.4g}".format)(v) for v in self.values]
     def nearest(self,
-        value:float,
+        value:float,     # any number
     ):                   # a position
         "The position next to a number."
         return min(self.values, key=lambda v: abs(v-value))

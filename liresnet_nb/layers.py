@@ -39,7 +39,9 @@ class LipschitzLayer(nn.Module):
     )->tuple:              # slope, offset: fractions, or floats taken as exact
         "‖computed − exact‖₂ ≤ slope·‖x‖₂ + offset, for `plain` and every input x of that dtype."
         raise NotImplementedError
-    def plain(self, x:Tensor)->Tensor:
+    def plain(self,
+        x:Tensor,         # what the layer before gave, [B,...]
+    )->Tensor:
         "The forward pass that `rounding` speaks of, in the dtype of `x`."
         return self(x)
 
@@ -157,7 +159,11 @@ class LinearOperator(LipschitzLayer):
         return F.conv2d(x, self.kernel(), self.bias, self.stride, self.padding)
     def lipschitz_est(self, known): return known[self]
     def lipschitz_bound(self, known): return known[self]
-    def prove(self, proof:str="auto", claim:float|None=None, step=lambda: None)->Bound:
+    def prove(self,
+        proof:str="auto",      # "explicit", "symbol", "tight", or the cheap one
+        claim:float|None=None, # prove this number; None: the best that the proof gives
+        step=lambda: None,     # called as the work goes on
+    )->Bound:
         "The operator's constant, proved by `operator_bound`."
         check_weights(self.bias)
         return operator_bound(self.kernel(), self.in_shape, self.stride, self.padding, proof, claim, step)

@@ -128,7 +128,9 @@ class GloroNet(nn.Module):
             yield ops, kernel, v, (ops[0].stride, ops[0].padding)
 
     @torch.no_grad()
-    def power_step(self, steps:int=1):
+    def power_step(self,
+        steps:int=1,      # each two products with the operator
+    ):
         "Move every power vector `steps` on; the warm start of the next estimate."
         for ops, kernel, v, how in self._stacks():
             for op, new in zip(ops, power_step(kernel, v, *how, steps=steps)): op.power_vector.copy_(new)
@@ -205,7 +207,10 @@ class GloroNet(nn.Module):
         return shapes
 
     @torch.no_grad()
-    def constants(self, steps:int=200, proved:PairBound|None=None)->list[dict]:
+    def constants(self,
+        steps:int=200,    # of the power method, before the estimate is read; the model's own vectors stay
+        proved:PairBound|None=None, # the bounds, where they are known already
+    )->list[dict]:
         "One row a layer, the bracket of its constant: low (a pair of inputs), estimate, residual, bound, proof."
         kept = {op: op.power_vector.clone() for op in self.modules() if isinstance(op, LinearOperator)}
         try:
@@ -403,7 +408,10 @@ class NamedNet(GloroNet):
         self.power_step(20)
 
     @staticmethod
-    def operators(config:ModelConfig, act)->list:
+    def operators(
+        config:ModelConfig,  # what to build
+        act,                 # channels -> an activation
+    )->list:
         "The convolutions and blocks, in order; `act` makes an activation for so many channels."
         raise NotImplementedError
 

@@ -69,7 +69,9 @@ class Gram:
         if (t, u) not in self.made: self.made[t, u] = self.T[t].T@self.T[u]
         return self.made[t, u]
 
-    def block(self, i:int, j:int):
+    def block(self,
+        i:int, j:int,        # which rows and columns, counted in groups
+    ):
         "Block (i,j) as computed, [n_i,n_j], and a bound on its error in the Frobenius norm, squared."
         rows = [range(b*self.group, min((b+1)*self.group, self.rows)) for b in (i, j)]
         parts = [[self._row(r, r2) for r2 in rows[1]] for r in rows[0]]

@@ -114,7 +114,13 @@ def recount(
 class NoisySet(ImageSet):
     "Images that come with Gaussian noise in training; without it otherwise."
     sigma:float=0.     # standard deviation, [0,1] pixels
-    def epoch(self, batch, seed, epoch, augment=Augment(), rank=0, world=1):   # noqa: B008
+    def epoch(self,
+        batch:int,                  # images in a step, over all processes
+        seed:int,                   # of the run
+        epoch:int,                  # which pass
+        augment:Augment=Augment(),  # what may be done to an image
+        rank:int=0, world:int=1,    # this process and how many share each step
+    ):
         "A pass of `ImageSet.epoch`, each image with noise of its own; pixels leave [0,1]."
         rng = generator(seed, "noise", epoch, rank)
         for images, labels, index in super().epoch(batch, seed, epoch, augment, rank, world):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from liresnet_nb.docs import parameters
+from liresnet_nb.core import InputError, choose
+from liresnet_nb.docs import methods, parameters, refusals, table
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
@@ -29,6 +30,7 @@ def undocumented(obj):
     for name, (kind, _, meaning) in parameters(obj).items():
         ours = getattr(kind, "__module__", "").startswith("liresnet_nb.")      # a type with a table of its own
         if name != "return" and not ours and not meaning: yield name
+    if inspect.isclass(obj): yield from (f"{n}({p})" for n, f in methods(obj).items() for p in undocumented(f))
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -42,7 +44,35 @@ def test_a_parameter_without_a_word_is_found():
           ): "Docs"
     def g(a,      # known
           ): pass
-    assert list(undocumented(f)) == ["a"] and list(undocumented(g)) == ["docstring"]
+    class C:
+        "Docs"
+        def named(self, a): "Docs"
+        def unnamed(self, a): pass
+        @property
+        def value(self): "Docs"
+    assert list(undocumented(f)) == ["a"] and list(undocumented(g)) == ["docstring"] and list(undocumented(C)) == ["named(a)"]
+
+
+class Refuses:
+    "A class that says no."
+    def __init__(self,
+        n,     # a number
+    ):
+        if n < 0: raise InputError(f"{n} is below 0: wanted "
+                                   "0 or more")
+    def pick(self,
+        name,  # a | or b
+    ):
+        "Pick one."
+        return choose(name, "ab", "letter")
+
+
+def test_a_table_says_what_is_refused_and_what_methods_do():
+    assert refusals(Refuses.__init__) == ["… is below 0: wanted 0 or more"] and refusals(Refuses.pick) == ["unknown letter …: choose one of …"]
+    text = table(Refuses, "Refuses")
+    first, second = text.split("#### Refuses.pick")
+    assert "| raises | `InputError` |  | … is below 0: wanted 0 or more |" in first and "letter" not in first
+    assert "Pick one." in second and "| `name` |  |  | a \\| or b |" in second and "unknown letter" in second
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

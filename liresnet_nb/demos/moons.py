@@ -63,7 +63,9 @@ class Plane:
     answer:Tensor        # the network's answer at them, [N]
     table:pd.DataFrame   # a row a test point: x, y, label, pred, radius
 
-    def at(self, x, y):
+    def at(self,
+        x:float, y:float, # the two pixels
+    ):
         "Row and column of the grid's point next to (x,y)."
         return (self.ys-y).abs().argmin().item(), (self.xs-x).abs().argmin().item()
     def nearest(self,
