@@ -24,6 +24,7 @@ def live(path):
 
 
 DEMOS = [p for p in sorted((ROOT/"nbs").glob("1*.ipynb")) if live(p)]
+CLICKED = "18a_demo_moons"
 TRAINER = ROOT/"nbs"/"18d_demo_flips.ipynb"
 PLOT = ".js-plotly-plot"
 NUDGES = int(os.environ.get("LIRESNET_NUDGES", 1))   # of each control; more of them to measure
@@ -119,6 +120,20 @@ def test_a_control_moves_its_figure(browser, lab, path):
                 label = handle.evaluate("e => e.closest('.widget-inline-hbox').querySelector('.widget-label').innerText")
                 assert plot.evaluate(DATA) != before, f"{path.stem}: {label!r} was moved, the figure was not"
                 print(f"{path.stem}, {label}: {statistics.median(took):.0f} ms from the move to the new figure (median of {len(took)})")
+            if path.stem == CLICKED and output.locator(".widget-readout").count() == 3: picks(page, output)
+
+
+def picks(page, output):
+    "Click into the plane of the moons: the two sliders of the picked point have to follow."
+    places = [output.locator(".widget-readout").nth(k) for k in (1, 2)]     # after ε: first pixel, second pixel
+    before, plane = [p.inner_text() for p in places], output.locator(".nsewdrag").first.bounding_box()
+    page.mouse.move(plane["x"]+.7*plane["width"], plane["y"]+.7*plane["height"], steps=5)
+    page.wait_for_timeout(300)                                              # plotly looks what lies below the pointer
+    page.mouse.down(); page.mouse.up()
+    for _ in range(100):
+        page.wait_for_timeout(50)
+        if all(p.inner_text() != b for p, b in zip(places, before)): return
+    raise AssertionError(f"a point was clicked, the sliders stayed at {before}")
 
 
 @needs_browser
