@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GLYPHS', 'PAPER_SETS', 'PAPER_IMAGENET', 'GRIDS', 'ALIASES', 'OWN_CLASSES', 'SETS', 'Cell', 'Grid', 'grid',
            'multiply_adds', 'task_size', 'step_seconds', 'missing_data', 'plan', 'provenance', 'run_cell', 'held',
-           'reproduce', 'results', 'summary', 'plot_results', 'main']
+           'reproduce', 'results', 'summary', 'gains', 'plot_results', 'main']
 
 # %% ../nbs/19b_experiments.ipynb #89d5b7c1
 import argparse, contextlib, dataclasses, functools, json, multiprocessing, os, platform, re, shutil, signal
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from scipy.stats import t
 from tqdm.auto import tqdm
 import liresnet_nb
 from .core import InputError, atomic_path, check_whole, choose, from_dict, generator, pick_device, run_command
@@ -692,6 +693,28 @@ def summary(
         n = int(good.n.sum())
         low, high = wilson(float((good.vra*good.n).sum())/n, n) if n else (float("nan"),)*2
         rows.append(row | dict(low=low, high=high))
+    return pd.DataFrame(rows)
+
+def gains(
+    table:pd.DataFrame,  # from `results`
+    column:str,          # what varies, "loss"
+    over,                # one of its values, "emma"
+    under,               # the value it is compared with, "trades"
+    by=(),               # columns that name a group
+    measure:str="vra",   # "vra", "clean" or "pgd"
+)->pd.DataFrame:         # a row a group: seeds, gain, low, high in percentage points; ahead: does it lead, by the rule?
+    "What one value gains on another, paired by seed: the mean, its 95 % interval (Student's t), and whether it is ahead."
+    for k in (column, *by): choose(k, table.columns, "column")
+    for v in (over, under):
+        if v not in set(table[column]): raise InputError(f"{column} is never {v!r}: wanted one of {sorted(set(table[column]))}")
+    rows, good = [], table[table.failed.isna()]
+    for key, part in good.groupby(list(by), sort=False) if by else [((), good)]:
+        seeds = part.pivot(index="seed", columns=column, values=measure).reindex(columns=[over, under]).dropna()
+        gain, n = 100*(seeds[over]-seeds[under]).astype(float), len(seeds)
+        half = t.ppf(0.975, n-1)*gain.std()/n**.5 if n > 1 else float("inf")
+        low, high = gain.mean()-half, gain.mean()+half
+        ahead = bool(n and (gain > 0).all() and low > 0)
+        rows.append(dict(zip(by, key)) | dict(seeds=n, gain=gain.mean(), low=low, high=high, ahead=ahead))
     return pd.DataFrame(rows)
 
 # %% ../nbs/19b_experiments.ipynb #b7d1e002

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -299,6 +300,22 @@ def test_a_summary_pools_the_seeds():
     assert (one.low, one.high) == pytest.approx(wilson(.6, 200))
     assert len(ex.summary(pd.DataFrame(rows), by="seed")) == 3
     with pytest.raises(InputError, match="unknown column"): ex.summary(pd.DataFrame(rows), by="width")
+
+
+def test_ahead_is_in_every_seed_and_beyond_the_interval():
+    def table(*pairs): return pd.DataFrame([dict(grid="g", loss=loss, n_classes=n, seed=s, vra=v, clean=.9, failed=None)
+        for n, seeds in pairs for s, both in enumerate(seeds) for loss, v in zip(("emma", "trades"), both)])
+    found = table((10, [(.5, .4), (.52, .41), (.49, .40)]), (100, [(.5, .4), (.4, .41), (.6, .4)]), (200, [(.5, .49), (.8, .4), (.6, .5)]), (50, [(.5, .4)]))
+    rows = ex.gains(found, "loss", "emma", "trades", by=("n_classes",)).set_index("n_classes")
+    assert rows.ahead.to_dict() == {10: True, 100: False, 200: False, 50: False} and rows.seeds.tolist() == [3, 3, 3, 1]
+    gain = np.array([10., 11., 9.])
+    half = 4.302653*gain.std(ddof=1)/3**.5
+    assert rows.loc[10, ["gain", "low", "high"]].tolist() == pytest.approx([10, 10-half, 10+half])
+    assert rows.loc[200].low < 0 and rows.loc[50].low == -np.inf
+    lost = found.assign(failed=["out of memory" if (n, s, loss) == (10, 2, "emma") else None for n, s, loss in zip(found.n_classes, found.seed, found.loss)])
+    assert ex.gains(lost[lost.n_classes == 10], "loss", "emma", "trades").seeds.tolist() == [2]
+    assert not ex.gains(found, "loss", "trades", "emma", by=("n_classes",)).ahead.any()
+    with pytest.raises(InputError, match="loss is never 'gloro': wanted one of"): ex.gains(found, "loss", "gloro", "emma")
 
 
 def test_the_command(tmp_path, capsys):
