@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GLYPHS', 'PAPER_SETS', 'PAPER_IMAGENET', 'GRIDS', 'ALIASES', 'OWN_CLASSES', 'SETS', 'Cell', 'Grid', 'grid',
            'multiply_adds', 'task_size', 'step_seconds', 'missing_data', 'plan', 'provenance', 'run_cell', 'held',
-           'reproduce', 'results', 'summary', 'gains', 'plot_results', 'main']
+           'reproduce', 'results', 'recorded', 'summary', 'gains', 'plot_results', 'main']
 
 # %% ../nbs/19b_experiments.ipynb #89d5b7c1
 import argparse, contextlib, dataclasses, functools, json, multiprocessing, os, platform, re, shutil, signal
@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Context
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from queue import Empty
@@ -162,6 +163,8 @@ def grid(
     if classes is not None:
         if "n_classes" not in vary and "n_classes" not in fixed:
             raise InputError(f"classes is {classes}: {name} at scale {scale} takes its data with all their classes")
+        too_few = next((n for n in classes if n < 2), None)
+        if too_few is not None: raise InputError(f"classes has {too_few}: wanted numbers of at least 2")
         fields["n_classes"] = classes
     for k, v in fields.items(): _pin(vary, fixed, k, v)
     return replace(found, vary=vary, fixed=fixed, seeds=found.seeds if seeds is None else tuple(seeds))
@@ -469,6 +472,7 @@ def _same(folder, there, here, what):
 
 def _finished(folder, cell, retry_failed):
     "Is the cell's result there, and is it this cell's?"
+    if (folder/cell.folder).is_file(): raise InputError(f"{folder/cell.folder} is a file: wanted a folder, or nothing")
     result = _read_result(folder/cell.folder/"result.json")
     if result is None: return False
     if "failed" in result:
@@ -668,6 +672,13 @@ def results(
     return _table([_read_result(p) for folder in folders for p in sorted(folder.glob("*/result.json"), key=natural)])
 
 _TOLD = dict(clean="clean_acc", vra="vra", pgd="pgd_acc", n="images", epsilon="epsilon", parameters="parameters")
+
+def recorded(
+    name:str,            # "table8-laptop"
+)->Path:                 # its folder, for `results`
+    "An experiment that was run beforehand and ships with the package."
+    home = Path(str(files("liresnet_nb")/"recorded"))
+    return home/choose(name, [p.parent.name for p in sorted(home.glob("*/grid.json"))], "recorded experiment")
 
 def _table(found):
     "Results as rows: the grid's name, what varies, the seed, what was found"

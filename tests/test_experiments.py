@@ -302,6 +302,19 @@ def test_a_summary_pools_the_seeds():
     with pytest.raises(InputError, match="unknown column"): ex.summary(pd.DataFrame(rows), by="width")
 
 
+def test_one_class_and_a_file_in_the_way_are_refused(tmp_path):
+    with pytest.raises(InputError, match="classes has 1: wanted numbers of at least 2"): ex.grid("table2", classes=[10, 1])
+    (tmp_path/"tiny-laptop").mkdir()
+    (tmp_path/"tiny-laptop"/"loss=trades-seed=0").write_text("mine")
+    with pytest.raises(InputError, match="is a file: wanted a folder"): ex.reproduce(TINY, tmp_path, **QUIET)
+    assert (tmp_path/"tiny-laptop"/"loss=trades-seed=0").read_text() == "mine"
+
+
+def test_what_ships_is_found_by_name():
+    assert len(ex.results(ex.recorded("table8-laptop"))) == 12
+    with pytest.raises(InputError, match="did you mean 'table8-laptop'"): ex.recorded("table8-laptp")
+
+
 def test_ahead_is_in_every_seed_and_beyond_the_interval():
     def table(*pairs): return pd.DataFrame([dict(grid="g", loss=loss, n_classes=n, seed=s, vra=v, clean=.9, failed=None)
         for n, seeds in pairs for s, both in enumerate(seeds) for loss, v in zip(("emma", "trades"), both)])
