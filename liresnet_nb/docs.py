@@ -94,10 +94,14 @@ def run_notebook(
 # %% ../nbs/90_docs.ipynb #f1246375
 def _inputs(path, cfg):
     "A digest of all that decides what a notebook shows"
-    files = [p for p in cfg.lib_path.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    text = path.read_text(encoding="utf-8")
+    def counts(p):
+        place = p.relative_to(cfg.lib_path).parts
+        return "__pycache__" not in place and (len(place) < 3 or place[0] != "recorded" or place[1] in text)
+    files = [p for p in cfg.lib_path.rglob("*") if p.is_file() and counts(p)]
     files += [p for p in cfg.nbs_path.iterdir() if p.is_file() and p.suffix in (".csv", ".json", ".txt")]
     names = [re.split("[<>=]", r)[0] for r in cfg.requirements.split()]
-    digest = hashlib.sha256(path.read_bytes())
+    digest = hashlib.sha256(text.encode())
     for p in sorted(files): digest.update(p.name.encode()+p.read_bytes())
     digest.update(repr([sys.version_info[:3], *((n, version(n)) for n in names)]).encode())
     return digest.hexdigest()[:16]

@@ -6,10 +6,12 @@ import re
 import sys
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from liresnet_nb import docs
 from liresnet_nb.core import InputError, choose
 from liresnet_nb.docs import methods, parameters, refusals, table
 
@@ -37,6 +39,23 @@ def undocumented(obj):
 def test_every_parameter_of_a_public_function_has_its_meaning(module):
     missing = {name: list(undocumented(obj)) for name, obj in public(module).items()}
     assert not {n: m for n, m in missing.items() if m}
+
+
+def test_a_run_is_kept_until_something_it_depends_on_changes(tmp_path, monkeypatch):
+    lib, nbs = tmp_path/"lib", tmp_path/"nbs"
+    (lib/"recorded"/"table8-laptop"/"cell").mkdir(parents=True)
+    nbs.mkdir()
+    cfg = SimpleNamespace(lib_path=lib, nbs_path=nbs, requirements="torch>=2")
+    plain, reads = nbs/"a.ipynb", nbs/"b.ipynb"
+    files = [lib/"core.py", lib/"recorded"/"flips.csv", nbs/"x.json", lib/"recorded"/"table8-laptop"/"cell"/"result.json"]
+    for p in (plain, *files): p.write_text("1")
+    reads.write_text('recorded("table8-laptop")')
+    for k, p in enumerate(files):
+        before = [docs._inputs(n, cfg) for n in (plain, reads)]
+        assert before == [docs._inputs(n, cfg) for n in (plain, reads)]
+        p.write_text("2")
+        changed = [docs._inputs(n, cfg) != b for n, b in zip((plain, reads), before)]
+        assert changed == [k < 3, True], p            # an experiment counts for the notebooks that name it
 
 
 def test_a_parameter_without_a_word_is_found():
