@@ -43,9 +43,11 @@ class Cell(NamedTuple):
     labels:dict     # what varies, and the seed
     fields:dict     # of `TrainConfig`
 
-    def config(self)->TrainConfig:
+    def config(self,
+        data_dir=None,  # where the data lie; None: where they usually do
+    )->TrainConfig:
         "The complete config; fields that do not exist or make no sense are an `InputError`."
-        config = from_dict(TrainConfig, self.fields)
+        config = from_dict(TrainConfig, self.fields | (dict(data_dir=str(data_dir)) if data_dir else {}))
         _, epsilon, augment = TASKS[choose(config.task, TASKS, "task")]
         return check_config(config, epsilon, augment)
 
@@ -293,8 +295,7 @@ def plan(
     for cell in grid.rows():
         rows.append(row := dict(cell=cell.folder, problem=""))
         try:
-            config = cell.config()
-            if data_dir: config = replace(config, data_dir=str(data_dir))
+            config = cell.config(data_dir)
             if lacks := missing_data(config): row["problem"] = lacks
             shape, m, n_train, n_test = task_size(config)
             parameters, macs, _ = _counted(shape, m, _shape(config))
@@ -383,8 +384,7 @@ def _about(grid, cell): return dict(grid=grid.name, scale=grid.scale, version=gr
 
 def _measured(grid, cell, home, device, data_dir, on_epoch):
     "The numbers of a cell"
-    clock, config = _Clock(home/"clock.json"), replace(cell.config(), device=device)
-    if data_dir: config = replace(config, data_dir=str(data_dir))
+    clock, config = _Clock(home/"clock.json"), replace(cell.config(data_dir), device=device)
     def epoch(run):
         clock.tick()
         if on_epoch: on_epoch(cell.folder, len(run.history))
@@ -521,11 +521,11 @@ def _take_over(twins, grid, cell, folder):
 # %% ../nbs/19b_experiments.ipynb #5bfe2306
 class _Bar:
     "Cells, epochs and the work that is left: multiply-adds, and for each operator and step what 22 million cost (on a CPU)"
-    def __init__(self, cells, n_done, progress, on_epoch):
+    def __init__(self, cells, n_done, progress, on_epoch, data_dir):
         self.n, self.of, self.work, self.seen, self.on_epoch = n_done, n_done+len(cells), {}, {}, on_epoch
         for cell in cells:
             try:
-                config = cell.config()
+                config = cell.config(data_dir)
                 shape, m, n_train, _ = task_size(config)
                 _, macs, operators = _counted(shape, m, _shape(config))
                 self.work[cell.folder] = config.epochs, macs*n_train+2.2e7*operators*n_train/config.batch
@@ -580,7 +580,7 @@ def reproduce(
         try:
             todo, left = _runnable(todo, data_dir)
             if left: say(_missing(todo, left))
-            bar = _Bar(todo, len(cells)-len(todo)-len(left), progress, on_epoch)
+            bar = _Bar(todo, len(cells)-len(todo)-len(left), progress, on_epoch, data_dir)
             with contextlib.closing(bar.bar):
                 workers = min(workers, len(todo))
                 if workers > 1: _in_processes(workers, grid, todo, folder, source, how, bar)
@@ -598,9 +598,8 @@ def _runnable(todo, data_dir):
     "The cells whose data are there, and for the others what is missing"
     reasons, ready, left = {}, [], {}
     for cell in todo:
-        try: config = cell.config()
+        try: key = _data(cell.config(data_dir))
         except InputError: ready.append(cell); continue            # fails when it is run, and that is recorded
-        key = _data(replace(config, data_dir=str(data_dir)) if data_dir else config)
         if key not in reasons:
             try: _loaded(*key); reasons[key] = ""
             except InputError as e: reasons[key] = str(e)

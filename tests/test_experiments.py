@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from conftest import weights
 
 import liresnet_nb.experiments as ex
@@ -308,6 +309,15 @@ def test_one_class_and_a_file_in_the_way_are_refused(tmp_path):
     (tmp_path/"tiny-laptop"/"loss=trades-seed=0").write_text("mine")
     with pytest.raises(InputError, match="is a file: wanted a folder"): ex.reproduce(TINY, tmp_path, **QUIET)
     assert (tmp_path/"tiny-laptop"/"loss=trades-seed=0").read_text() == "mine"
+
+
+def test_the_bar_knows_the_work_of_images_in_a_folder(tmp_path):
+    for k, name in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        (tmp_path/name).mkdir(parents=True)
+        for i in range(3): Image.new("RGB", (8, 8), (40*k, 60*i, 0)).save(tmp_path/name/f"{i}.png")
+    fixed = dict(task="folder", model="L1W8", epochs=5, batch=4)
+    bar = ex._Bar(dataclasses.replace(TINY, fixed=fixed).rows(), 0, False, None, tmp_path)
+    assert [epochs for epochs, _ in bar.work.values()] == [5, 5] and bar.bar.total > 1e6
 
 
 def test_what_ships_is_found_by_name():
