@@ -576,8 +576,8 @@ class StreamSet:
         "One shuffled pass, random crops (coins, if `augment.flip`): `(images, labels, index)` of this process."
         order, draws = epoch_order(len(self), seed, epoch)
         if not augment.flip: draws[:, 2] = 1.
-        parts = [part[rank::world].tolist() for part in order.split(batch)]
-        yield from self._load([[(i, *draws[i].tolist()) for i in part] for part in parts])
+        parts = (part[rank::world].tolist() for part in order.split(batch))
+        yield from self._load([(i, *draws[i].tolist()) for i in part] for part in parts)
 
 # %% ../nbs/01_data.ipynb #db7da0e4
 def _imagenet(data_dir=None, n_classes=None, size=None, seed=2023, **_):
