@@ -94,11 +94,11 @@ def pick_device(
 
 # %% ../nbs/00_core.ipynb #5cf9c6f8
 def has_bfloat16(
-    device:torch.device,
+    device:torch.device,     # where the products are
 )->bool:
     "Does the device multiply in bfloat16? Of CPUs, those with AVX512-BF16, AMX or ARM's BF16."
     able = torch.cpu.get_capabilities()
-    return device.type != "cpu" or any(v for k, v in able.items() if k in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return device.type != "cpu" or any(able.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 # %% ../nbs/00_core.ipynb #bba9744a
 @contextlib.contextmanager
