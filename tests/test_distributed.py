@@ -12,6 +12,7 @@ import torch
 from conftest import TINY
 from test_train import THREADS, done
 
+from liresnet_nb import certificate
 from liresnet_nb.core import InputError
 from liresnet_nb.data import load_task, write_imagenet, write_shards
 from liresnet_nb.evaluate import evaluate
@@ -34,6 +35,7 @@ def close(a, b):
 
 SHARED = """
 import dataclasses, json, pathlib, sys, torch
+from liresnet_nb import certificate
 from liresnet_nb.core import pick_device, processes
 from liresnet_nb.data import load_task
 from liresnet_nb.evaluate import evaluate
@@ -57,6 +59,7 @@ with processes(pick_device("cpu")) as (rank, world, _):
     stream = fit(made, **STREAM, out=home/"stream")
     found = [evaluate(run, judged(n), progress=False) for n in (7, 1)]
     if rank == 0: torch.save([(e.table, e.low) for e in found], home/"tables.pt")
+    assert certificate.main([str(home/"two"), "--device", "cpu"]) == 0
 """
 DIGITS = dict(TINY, epochs=3, batch=673, lr=3e-3, track=True)     # the last step of an epoch has one image, for two processes
 STREAM = dict(model="L2W64", epochs=2, batch=4, dense=16, lr=3e-3, device="cpu", progress=False, save_seconds=0, workers=1)
@@ -78,12 +81,12 @@ def shared(tmp_path_factory):
         if len(run.history) == 1: raise KeyboardInterrupt
     fit("digits", **DIGITS, out=home/"from_one", on_epoch=stop)
     (home/"shared.py").write_text(SHARED)
-    torchrun(home/"shared.py", home, json.dumps(DIGITS), json.dumps(STREAM), PYTHONPATH=os.pathsep.join(sys.path))
-    return home, fit("digits", **DIGITS)
+    said = torchrun(home/"shared.py", home, json.dumps(DIGITS), json.dumps(STREAM), PYTHONPATH=os.pathsep.join(sys.path))
+    return home, fit("digits", **DIGITS), said.stdout
 
 
 def test_two_processes_end_in_one_state_and_it_is_that_of_one_process(shared):
-    home, one = shared
+    home, one, _ = shared
     (a, history), (b, other) = (torch.load(home/f"state{r}.pt", weights_only=False) for r in (0, 1))
     assert all(torch.equal(a[k], b[k]) for k in a) and "pair" in a
     assert history.drop(columns="seconds").equals(other.drop(columns="seconds"))
@@ -95,7 +98,7 @@ def test_two_processes_end_in_one_state_and_it_is_that_of_one_process(shared):
 
 
 def test_a_run_goes_on_with_another_number_of_processes(shared):
-    home, one = shared
+    home, one, _ = shared
     assert len(read_checkpoint(home/"from_two")[1]["history"]) == 2
     runs = [load_run(home/"from_one"), fit("digits", **DIGITS, out=home/"from_two")]         # one to two, two to one
     for run in runs:
@@ -104,18 +107,24 @@ def test_a_run_goes_on_with_another_number_of_processes(shared):
 
 
 def test_a_stream_of_shards_is_shared_also_when_a_step_has_fewer_images_than_processes(shared):
-    home, _ = shared
+    home, _, _ = shared
     folders = load_task("imagenet", data_dir=str(home/"folders"), size=32)
     assert len(folders.train) % STREAM["batch"] == 1
     close(load_run(home/"stream").model.state_dict(), fit(folders, **STREAM).model.state_dict())
 
 
 def test_every_test_image_is_certified_once_whatever_the_number_of_processes(shared):
-    home, one = shared
+    home, one, _ = shared
     for n, (table, low) in zip((7, 1), torch.load(home/"tables.pt", weights_only=False)):
         alone = evaluate(load_run(home/"two"), judged(n), progress=False)
         assert table["index"].tolist() == list(range(n)) and table.label.tolist() == alone.table.label.tolist()
         assert (table.radius-alone.table.radius).abs().max() < 1e-6 and low == pytest.approx(alone.low)
+
+
+def test_the_certificate_of_two_processes_is_printed_once_and_checked_by_one(shared):
+    home, _, said = shared
+    assert said.count("Claimed:") == 1 and said.count("certificate: ") == 1
+    assert certificate.main(["--check", str(home/"two"/"certificate.json"), "--run", str(home/"two"), "--device", "cpu"]) == 0
 
 
 FLAGS = ["--task", "digits", "--model", "L1W8", "--epochs", "400", "--batch", "256", "--shift", "1", "--save-seconds", "0", "--device", "cpu"]

@@ -258,7 +258,8 @@ def test_two_processes_give_the_run_of_one(tmp_path):
     flags = ["--task", "digits", "--model", "L1W8", "--epochs", "2", "--batch", "257", "--device", "cpu", "--preset", "paper", "--lr", "0.003"]
     run = lambda launch, out: subprocess.run([*launch, "-m", "liresnet_nb.train", *flags, "--out", out], check=True, env=THREADS, capture_output=True, text=True)
     run([sys.executable], tmp_path/"one")
-    run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], tmp_path/"two")
+    said = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], tmp_path/"two")
+    assert said.stderr.count("emma:   0%|") == 1 and said.stdout.count("next: liresnet-certify") == 1       # one bar, one answer
     (a, ma), (b, mb) = (read_checkpoint(tmp_path/n) for n in ("one", "two"))
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=2e-3, atol=2e-4)
     assert [r["train_acc"] for r in ma["history"]] == pytest.approx([r["train_acc"] for r in mb["history"]], abs=2e-3)
