@@ -122,7 +122,9 @@ def processes(
 ):
     "This process's rank, how many there are, and its device; one process unless torchrun started several."
     world, cuda = int(os.environ.get("WORLD_SIZE", 1)), device.type == "cuda"
-    if world == 1: yield 0, 1, device; return
+    if world == 1:
+        with plain_errors(): yield 0, 1, device
+        return
     if cuda:
         local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= there: raise InputError(f"device 'cuda:{local}' is not on this machine: start one process a GPU, {there} here")
