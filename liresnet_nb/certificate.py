@@ -7,7 +7,7 @@ __all__ = ['TOLERANCE', 'data_hash', 'claimed_rows', 'write_certificate', 'Verdi
            'main']
 
 # %% ../nbs/12_certificate.ipynb #4b61c9f7
-import argparse, hashlib, json, platform
+import argparse, hashlib, json, os, platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd
@@ -223,11 +223,12 @@ def main(
         if args.check:
             verdict = check_certificate(args.check, run, task)
             status.append(0 if verdict else 1)
-            return print(verdict)
+            return print(verdict) if not int(os.environ.get("RANK", 0)) else None
         table, certificate = _targets(args, run)
         if table and table.resolve() == certificate.resolve():
             raise InputError(f"{table} is to hold both rows and certificate: give them two names")
         result = evaluate(run, task, epsilons, arithmetic=args.arithmetic or "real", proof=args.proof or "auto")
+        if int(os.environ.get("RANK", 0)): return     # torchrun: the first process has all rows
         print(show(result, run))
         if certificate:
             write_certificate(certificate, table, result, run, task)

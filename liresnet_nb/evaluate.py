@@ -13,10 +13,11 @@ from importlib.resources import files
 from pathlib import Path
 import pandas as pd
 import torch
+import torch.distributed as dist
 from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, check_whole, choose
+from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, check_whole, choose, processes
 from .data import ImageSet, Task, data_home
 from .bounds import PairBound
 from .model import ARITHMETIC, GloroNet
@@ -204,7 +205,7 @@ def evaluate(
     proof:str="auto",             # of the constants: "explicit", "symbol", "tight", or the cheap one for each
     pair_bound:PairBound|None=None, # proved constants of this very model, if you have them already
 )->Evaluation:
-    "Certify every test image of a task with proved constants."
+    "Certify every test image of a task with proved constants; under torchrun, the images are shared."
     config, model = run.config, run.model
     if task is None: task = task_of(config)
     if task.image_shape != tuple(model.image_shape) or task.n_classes != model.n_classes:
@@ -212,25 +213,39 @@ def evaluate(
                          f"the task has {task.image_shape} and {task.n_classes}")
     if epsilons is None or isinstance(epsilons, (str, int, float)): epsilons = [config.epsilon if epsilons is None else epsilons]
     epsilons = tuple(check_epsilon(e, zero=True) for e in epsilons)
-    clock = [time.perf_counter()]
     choose(arithmetic, ARITHMETIC, "arithmetic")
-    proved = _proved(model, pair_bound, proof, progress)
+    with processes(model.device) as (rank, world, device):
+        return _evaluate(model.to(device), task.test, epsilons, batch, progress and rank == 0, arithmetic,
+                         proof, pair_bound, rank, world)
+
+def _evaluate(model, test, epsilons, batch, progress, arithmetic, proof, proved, rank, world):
+    "`evaluate`, once everything is known; of several processes each takes its share of the images"
+    clock = [time.perf_counter()]
+    if world > 1 and proved is None:     # proved once
+        box = [_proved(model, None, proof, progress) if rank == 0 else None]
+        dist.broadcast_object_list(box)
+        proved, = box
+    proved = _proved(model, proved, proof, progress)
     constants = pd.DataFrame(model.constants(proved=proved))
     estimate = constants.estimate.prod()
     loose = proved.sub_lipschitz.value/estimate if estimate > 0 else 1.
     seconds, rows = dict(constants=time.perf_counter()-clock[0], forward=0., certificates=0.), []
-    test = task.test.to(model.device)
-    steps = -(-len(test)//batch)
-    bar, low = dict(total=steps, desc="certifying", disable=not progress or steps <= 4, leave=False), None
-    for images, labels, index in tqdm(test.batches(batch), **bar):
+    low = model.lipschitz_low(test.images(slice(0, 16)).to(model.device))
+    part = test if world == 1 else test.subset(torch.arange(rank, len(test), world))
+    part, steps = part.to(model.device), -(-len(part)//batch)
+    bar = dict(total=steps, desc="certifying", disable=not progress or steps <= 4, leave=False)
+    for images, labels, index in tqdm(part.batches(batch), **bar):
         check_images(images, model.image_shape); check_labels(labels, model.n_classes)
-        if low is None: low = model.lipschitz_low(images[:16])
         clock = [time.perf_counter()]
         found = _run(model, images, arithmetic); clock.append(time.perf_counter())
-        part = _rows(model, found, proved, arithmetic); clock.append(time.perf_counter())
-        rows.append(dict(index=index, label=labels, **part))
+        row = _rows(model, found, proved, arithmetic); clock.append(time.perf_counter())
+        rows.append(dict(index=rank+world*index, label=labels, **row))
         for k, name in enumerate(("forward", "certificates")): seconds[name] += clock[k+1]-clock[k]
-    table = _table(rows)
+    table = _table(rows) if rows else None     # more processes than images: nothing for this one
+    if world > 1:
+        tables = [None]*world
+        dist.all_gather_object(tables, table)
+        table = pd.concat([t for t in tables if t is not None]).sort_values("index", ignore_index=True)
     return Evaluation(table.assign(radius_est=table.radius*loose), epsilons, constants, proved, seconds, low, arithmetic)
 
 # %% ../nbs/11_evaluate.ipynb #972cbb3d

@@ -8,7 +8,7 @@ __all__ = ['SHAPES', 'PAPER', 'PRESETS', 'FORMAT', 'FREE', 'epsilon_at', 'lr_at'
            'train_step', 'Diverged', 'run_epoch', 'threats', 'fit', 'main']
 
 # %% ../nbs/10_train.ipynb #27c4f854
-import argparse, contextlib, dataclasses, functools, hashlib, json, math, os, shlex, tempfile, time, warnings
+import argparse, dataclasses, functools, hashlib, json, math, os, shlex, signal, tempfile, time, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import pandas as pd
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 import liresnet_nb
 from .core import InputError, add_flags, atomic_path, check_epsilon, choose
-from .core import field_type, from_dict, pick_device, run_command, tensor_bytes
+from .core import field_type, first_to_say, from_dict, has_bfloat16, pick_device, plain_errors, processes, run_command
+from .core import tensor_bytes
 from .data import TASKS, Augment, ImageSet, StreamSet, Task, load_task
 from .losses import LOSSES, get_loss
 from .margins import runner_up, threatening_class, vra_estimate
@@ -87,6 +88,8 @@ class TrainConfig:
     dtype:str="float32"        # of forward and backward: float32 or bfloat16; constants stay float32
     track:bool=False           # keep each training image's threatening class and runner-up, every epoch
     save_seconds:float=10.     # at least so long between two checkpoints
+    workers:int|None=None      # processes that decode images, for each of those that train; 0: none; the set's own number if not given
+    skip_corrupt:bool=False    # leave out training images that cannot be decoded, each with a warning, instead of stopping
 
     @property
     def network(self)->str:
@@ -163,7 +166,7 @@ def check_config(
     wanted("epochs batch power_steps size", lambda v: v >= 1, "a whole number >= 1")
     wanted("n_classes", lambda v: v >= 2, "at least two classes")
     wanted("dense", lambda v: v >= 2 and v % 2 == 0, "an even number, for MinMax")
-    wanted("shift", lambda v: v >= 0, "a whole number >= 0")
+    wanted("shift workers", lambda v: v >= 0, "a whole number >= 0")
     wanted("lr clip", lambda v: 0 < v < math.inf, "a number > 0")
     wanted("weight_decay trades_lambda epsilon_start epsilon_end epsilon_ramp save_seconds",
            lambda v: 0 <= v < math.inf, "a number >= 0")
@@ -275,7 +278,8 @@ def load_run(
                threatening=tensors.get("track.threatening"), runner_up=tensors.get("track.runner_up"))
 
 # %% ../nbs/10_train.ipynb #6a032873
-FREE = ("device", "save_seconds", "data_dir")   # may differ between a run and its resumption (data have a fingerprint)
+# what may differ between a run and its resumption (data have a fingerprint); so may the number of processes
+FREE = ("device", "save_seconds", "data_dir", "workers", "skip_corrupt")
 
 def open_run(
     folder:Path,          # where the run is to lie
@@ -416,27 +420,17 @@ def threats(
     images,               # an `ImageSet` or `StreamSet`
     epsilon:float,        # l2 radius, [0,1] pixels
     batch:int=256,        # images at a time
-)->list[Tensor]:          # threatening class and runner-up of each image, [N] each, int16, CPU
+    rank:int=0,           # this process
+    world:int=1,          # how many share the images
+)->list[Tensor]:          # threatening class and runner-up of each image, -1 for one left out, [N] each, int16, CPU
     "Who threatens each image, from one clean pass (arXiv:2301.12549 §4, Figure 3)."
-    pair, out = model.pair_est(), []
-    for xb, _, _ in images.batches(batch):
+    pair, out = model.pair_est(), torch.full((2, len(images)), -1, device=model.device)
+    mine = images if world == 1 else images.subset(torch.arange(rank, len(images), world))
+    for xb, _, index in mine.batches(batch):
         logits = model(xb)
-        out.append((threatening_class(logits, pair, epsilon), runner_up(logits)))
-    return [torch.cat(part).to("cpu", torch.int16) for part in zip(*out)]
-
-@contextlib.contextmanager
-def _processes(device:torch.device):
-    "This process's rank, how many there are, and its device; one process unless torchrun started several"
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1: yield 0, 1, device; return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    mine = not dist.is_initialized()
-    if mine: dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try: yield dist.get_rank(), world, device
-    finally:
-        if mine: dist.destroy_process_group()
+        out[:, rank+world*index] = torch.stack([threatening_class(logits, pair, epsilon), runner_up(logits)])
+    if world > 1: dist.all_reduce(out, dist.ReduceOp.MAX)
+    return list(out.to("cpu", torch.int16))
 
 # %% ../nbs/10_train.ipynb #305bd898
 def fit(
@@ -445,12 +439,16 @@ def fit(
     config=None,               # a `TrainConfig`, or the name of a preset: "default", "paper"
     out=None,                  # folder to write to and to resume from; None: nothing is written
     progress:bool=True,        # show a bar?
-    on_epoch=None,             # called with the `Run` so far after each epoch; KeyboardInterrupt in it stops the run
+    on_epoch=None,             # called with the `Run` so far after each epoch, in every process; KeyboardInterrupt in it stops the run
     **fields,                  # any field of `TrainConfig`
 )->Run:
     "Train a certified network (LiResNet with EMMA unless told otherwise; arXiv:2301.12549)."
     config = _settings(task, model, config, fields)
-    with _processes(pick_device(config.device)) as (rank, world, device):
+    with processes(pick_device(config.device)) as (rank, world, device):
+        if config.batch < world: raise InputError(f"batch is {config.batch}, shared by {world} processes: wanted at least {world}")
+        if config.dtype == "bfloat16" and not has_bfloat16(device):
+            if rank == 0: warnings.warn("this processor has no bfloat16 arithmetic and would be slow: training in float32", stacklevel=2)
+            config = replace(config, dtype="float32")
         if not isinstance(task, Task): task = task_of(config)
         if not isinstance(model, nn.Module):
             model = build_model(config.model, task.image_shape, task.n_classes, config.seed, config.dense,
@@ -495,46 +493,64 @@ def _fit(task, model, config, folder, progress, rank, world, on_epoch):
     tensors, meta = open_run(folder, config, fingerprint) if folder else (None, None)
     device = model.device
     train = task.train.to(device)
-    if config.shift and isinstance(train, StreamSet):
-        raise InputError(f"shift is {config.shift}: a set that streams crops at random already, wanted 0")
+    if isinstance(train, StreamSet):
+        if config.shift: raise InputError(f"shift is {config.shift}: a set that streams crops at random already, wanted 0")
+        workers = train.workers if config.workers is None else config.workers
+        train = replace(train, workers=workers, skip_corrupt=config.skip_corrupt)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
                                   fused=device.type in ("cpu", "cuda"))
     history, track = [], {"threatening": [], "runner_up": []}
     if meta: history, track = _restore(model, optimizer, tensors, meta, folder)
     elif folder and rank == 0: _claim(folder, config, fingerprint)
-    if world > 1:
-        for t in model.state_dict().values(): dist.broadcast(t, 0)
-    steps, saved_at, interrupted, unsaved = -(-len(train)//config.batch), time.time(), False, None
+    steps, saved_at, interrupted, unsaved, starved = -(-len(train)//config.batch), time.time(), False, None, False
     bar = tqdm(total=config.epochs*steps, initial=len(history)*steps, disable=not progress, unit="step",
                mininterval=0.5, desc=f"{config.task} {config.network} {config.loss}")
     def so_far():
         tracked = [torch.stack(v) if v else None for v in track.values()]
         return Run(model, pd.DataFrame(history), config, None if unsaved else folder, task.classes, interrupted, *tracked)
     try:
-        for epoch in range(len(history), config.epochs):
-            row = run_epoch(model, optimizer, train, epoch, config, bar, rank, world)
-            who = threats(model, train, config.epsilon, config.batch) if config.track else ()
-            history.append(row)
-            for k, v in zip(track, who): track[k].append(v)
-            last = epoch == config.epochs-1
-            if folder and rank == 0 and (last or time.time()-saved_at >= config.save_seconds):
-                state = dict(config=asdict(config), history=history, classes=task.classes, fingerprint=fingerprint)
-                try: _save(folder, model, None if last else optimizer, track, state); unsaved = None
-                except (OSError, SafetensorError) as e: unsaved = e
-                if unsaved: warnings.warn(f"could not write to {folder} ({unsaved}); training goes on", stacklevel=3)
-                saved_at = time.time()
-            if on_epoch and rank == 0: on_epoch(so_far())
+        with plain_errors():
+            for epoch in range(len(history), config.epochs):
+                if world > 1:     # one state on all ranks, also where two GPUs choose different kernels
+                    for t in model.state_dict().values(): dist.broadcast(t, 0)
+                row = run_epoch(model, optimizer, train, epoch, config, bar, rank, world)
+                who = threats(model, train, config.epsilon, config.batch, rank, world) if config.track else ()
+                history.append(row)
+                for k, v in zip(track, who): track[k].append(v)
+                last = epoch == config.epochs-1
+                if folder and rank == 0 and (last or time.time()-saved_at >= config.save_seconds):
+                    state = dict(config=asdict(config), history=history, classes=task.classes, fingerprint=fingerprint)
+                    try: _save(folder, model, None if last else optimizer, track, state); unsaved = None
+                    except (OSError, SafetensorError) as e: unsaved = e
+                    if unsaved: warnings.warn(f"could not write to {folder} ({unsaved}); training goes on", stacklevel=3)
+                    saved_at = time.time()
+                if on_epoch: on_epoch(so_far())
     except KeyboardInterrupt: interrupted = True
-    except Diverged as e:
+    except torch.OutOfMemoryError: starved = True     # until this block ends, the error holds what fills the memory
+    except InputError as e:
         if folder and (folder/"checkpoint.safetensors").exists():
             epoch = len(read_checkpoint(folder)[1]["history"])
-            raise Diverged(f"{e}; the last good checkpoint is in {folder} (epoch {epoch})") from None
-        raise Diverged(f"{e}; no checkpoint was written") from None
+            raise type(e)(f"{e}; the last good checkpoint is in {folder} (epoch {epoch})") from None
+        raise type(e)(f"{e}; no checkpoint was written") from None
     finally: bar.close()
+    if starved: raise InputError(f"{device} has not enough memory for batch {config.batch} on {world} of them: "
+                                 f"{_fitting(model, optimizer, config, world)}")
     optimizer.zero_grad(set_to_none=True)
     return so_far()
 
 # %% ../nbs/10_train.ipynb #b53c4654
+def _fitting(model, optimizer, config, world):
+    "The advice to whom memory ran out: the largest half, quarter, ... of the batch that a step was tried with"
+    for group in optimizer.param_groups: group["lr"] = 0.     # try, and learn nothing
+    share = config.batch//world
+    while share > 1:
+        share //= 2
+        images, labels = torch.zeros(share, *model.image_shape, device=model.device), torch.zeros(share, dtype=torch.int64, device=model.device)
+        try: train_step(model, optimizer, images, labels, get_loss(config.loss), config.epsilon, config)
+        except torch.OutOfMemoryError: continue
+        return f"batch {share*world} fits (or take more processes, or bfloat16)"
+    return "not even one image fits"
+
 def _save(folder, model, optimizer, track, meta):
     "The state at the end of an epoch; without Adam's once the run is finished"
     state = optimizer.state_dict()["state"] if optimizer else {}
@@ -575,15 +591,18 @@ def main(
         preset, out = fields.pop("preset"), fields.pop("out")
         config = make_config(fields.pop("task", "digits"), preset, **fields)
         out = Path(out or f"runs/{config.task}-{config.network}-{config.loss}-{config.seed}")
-        run = fit(config=config, out=out)
-        if int(os.environ.get("RANK", 0)): return
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)     # a time limit, or torchrun when a process died
+        try: run = fit(config=config, out=out)
+        finally: signal.signal(signal.SIGTERM, before)
+        if int(os.environ.get("RANK", 0)) and not run.interrupted: return
         done = len(run.history)
         if run.path is None: raise InputError(f"the trained model could not be written to {out}: make room, train again")
         if run.interrupted:
             kept = len(read_checkpoint(out)[1]["history"]) if (out/"checkpoint.safetensors").exists() else 0
-            print(f"interrupted after {done} of {config.epochs} epochs; the same command goes on after epoch {kept}, "
-                  f"where the last checkpoint in {out} is" if kept else
-                  f"interrupted after {done} of {config.epochs} epochs, before the first checkpoint: nothing is kept in {out}")
+            said = (f"interrupted after {done} of {config.epochs} epochs; the same command goes on after epoch {kept}, "
+                    f"where the last checkpoint in {out} is" if kept else
+                    f"interrupted after {done} of {config.epochs} epochs, before the first checkpoint: nothing is kept in {out}")
+            if first_to_say(said): print(said)
         else:
             last = run.history.iloc[-1]
             print(f"{out}: {done} epochs in {run.history.seconds.sum():.0f} s, loss {last.loss:.3f}, "

@@ -1,6 +1,10 @@
 "Tasks, augmentation, folders made on the spot, and what happens when files are missing or broken."
 import csv
 import dataclasses
+import io
+import os
+import signal
+import tarfile
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from PIL import Image
 
 from liresnet_nb import data
 from liresnet_nb.core import InputError
-from liresnet_nb.data import Augment, ImageSet, StreamSet, class_subset, confusions, draw_glyphs, epoch_order, load_task, split_valid
+from liresnet_nb.data import Augment, ImageSet, StreamSet, Task, class_subset, confusions, draw_glyphs, epoch_order, load_task, split_valid, write_imagenet, write_shards
 
 
 def make_folder(root, parts=("train", "test"), classes=("ant", "bee", "cow"), n=5, size=12, ext="png", inner=""):
@@ -155,6 +159,96 @@ def test_imagenet_streams_with_the_same_interface(tmp_path):
     valid = split_valid(task.train)
     assert len(valid[1]) == 4
     with pytest.raises(InputError, match="15 % of 6 images"): split_valid(task.train.subset([0, 1, 8, 9, 16, 17]))
+
+
+def pack(root):
+    "The same files in shards"
+    for part in ("train", "val"): write_shards(root/"a"/part, root/"b"/part, per_shard=5)
+    return [load_task("imagenet", data_dir=str(root/k), size=32) for k in "ab"]
+
+
+def test_shards_are_the_folder_they_were_packed_from(tmp_path):
+    import webdataset
+    write_imagenet(tmp_path/"a", 3, 4, 1, 40)
+    folders, shards = pack(tmp_path)
+    assert len(list((tmp_path/"b"/"train").glob("*.tar"))) == 3 and shards.classes == folders.classes
+    assert shards.train.fingerprint() == folders.train.fingerprint() != shards.test.fingerprint()
+    for a, b in zip(folders.train.epoch(5, 0, 1, Augment(flip=True)), shards.train.epoch(5, 0, 1, Augment(flip=True))):
+        assert all(torch.equal(x, y) for x, y in zip(a, b))
+    packed = [str(p) for p in sorted((tmp_path/"b"/"train").glob("*.tar"))]                # the library that the format is of
+    seen = {r["__key__"]: (int(r["cls"]), r["jpeg"]) for r in webdataset.WebDataset(packed, shardshuffle=False)}
+    assert seen == {f"{p.parent.name}/{p.stem}": (y, p.read_bytes()) for p, y in zip(folders.train.files, folders.train.labels.tolist())}
+    assert list(seen) != sorted(seen)
+    with pytest.raises(InputError, match="b/train is not empty"): write_shards(tmp_path/"a"/"train", tmp_path/"b"/"train")
+
+
+def test_shards_of_others_and_shards_that_change(tmp_path):
+    jpeg = (write_imagenet(tmp_path/"a", 2, 1, 1, 32), (tmp_path/"a"/"train"/"n00000001"/"train_0000.JPEG").read_bytes())[1]
+
+    def tar(path, **files):
+        with tarfile.open(path, "w") as t:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name.replace("_", "."))
+                info.size = len(content)
+                t.addfile(info, io.BytesIO(content))
+    for part in ("train", "val"):
+        (tmp_path/part).mkdir()
+        tar(tmp_path/part/"0.tar", x_cls=b"7", x_jpg=jpeg, y_jpg=jpeg, y_cls=b"10")        # flat names, a label beside
+    load = lambda: load_task("imagenet", data_dir=str(tmp_path), size=32)
+    assert load().classes == ("10", "7") and load().train.labels.tolist() == [0, 1]
+    tar(tmp_path/"train"/"1.tar", z_cls=b"7", z_jpg=jpeg)                                  # index.csv is old now
+    os.utime(tmp_path/"train"/"1.tar", (1, 1))                                             # even if it does not look so
+    assert load().train.labels.tolist() == [0, 1, 1] and torch.equal(load().train.images([2]), load().test.images([0]))
+    tar(tmp_path/"train"/"2.tar", w_jpg=jpeg)
+    with pytest.raises(InputError, match="2.tar does not tell the class of w.jpg"): load()
+    (tmp_path/"train"/"2.tar").write_bytes(b"no tar")
+    with pytest.raises(InputError, match="cannot read shard .*2.tar"): load()
+    (tmp_path/"train"/"2.tar").unlink()
+    tar(tmp_path/"val"/"0.tar", x_cls=b"7", x_jpg=jpeg)
+    with pytest.raises(InputError, match="no class '10'"): load()
+
+
+def test_a_made_imagenet_has_a_thousand_classes_that_differ(tmp_path, monkeypatch):
+    write_imagenet(tmp_path, 402, 1, 1, 16)
+    task = load_task("imagenet", data_dir=str(tmp_path), size=16)
+    white, red, lime = task.train.images([1, 201, 401])
+    assert len(task.classes) == 402 and red[0].max() > 0.5 > red[1].max() and lime[1].max() > 0.5 > lime[0].max()
+    assert white.amax((1, 2)).min() > 0.5 and not torch.equal(task.train.images([1]), task.test.images([1]))
+    with pytest.raises(InputError, match="2 to 1000"): write_imagenet(tmp_path, 1001)
+
+
+def stream(root, **fields):
+    write_imagenet(root, 2, 5, 1, 40)
+    return dataclasses.replace(load_task("imagenet", data_dir=str(root), size=32).train, **fields)
+
+
+def test_the_number_of_data_workers_changes_nothing(tmp_path):
+    files = stream(tmp_path)
+    passes = [list(dataclasses.replace(files, workers=n).epoch(4, 0, 1, Augment(flip=True))) for n in (0, 1, 3)]
+    assert all(torch.equal(x, y) for other in passes[1:] for a, b in zip(passes[0], other, strict=True) for x, y in zip(a, b))
+    assert [len(y) for _, y, _ in files.epoch(9, 0, 1, rank=1, world=2)] == [4, 0]        # the last step has one image
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_in_a_stream_is_named_and_left_out_only_if_asked(tmp_path, workers):
+    files = stream(tmp_path, workers=workers)
+    files.files[3].write_bytes(files.files[3].read_bytes()[:200])
+    with pytest.raises(InputError, match=r"cannot read image .*n00000000/train_0003.JPEG.*skip_corrupt") as e: list(files.epoch(4, 0, 0))
+    assert "\n" not in str(e.value)
+    files.files[7].write_bytes(b"")
+    with pytest.warns(UserWarning) as said: found = list(dataclasses.replace(files, skip_corrupt=True).epoch(4, 0, 0))
+    assert sorted(i for _, _, index in found for i in index.tolist()) == [0, 1, 2, 4, 5, 6, 8, 9]
+    assert sorted(str(w.message).rpartition("; ")[2] for w in said) == [f"left out, number {k} in this pass" for k in (1, 2)]
+
+
+def test_a_dead_data_worker_is_one_line(tmp_path, monkeypatch):
+    from liresnet_nb.train import fit
+    files = stream(tmp_path, workers=1)
+
+    def die(*a): os.kill(os.getpid(), signal.SIGKILL)
+    monkeypatch.setattr(data, "read_image", die)
+    with pytest.raises(InputError, match="a data worker died .*fewer workers") as e: fit(Task("dead", files, files, ("a", "b"), 1.), model="L1W8", dense=16, batch=4, device="cpu", progress=False)
+    assert "\n" not in str(e.value)
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

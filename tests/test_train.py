@@ -258,7 +258,8 @@ def test_two_processes_give_the_run_of_one(tmp_path):
     flags = ["--task", "digits", "--model", "L1W8", "--epochs", "2", "--batch", "257", "--device", "cpu", "--preset", "paper", "--lr", "0.003"]
     run = lambda launch, out: subprocess.run([*launch, "-m", "liresnet_nb.train", *flags, "--out", out], check=True, env=THREADS, capture_output=True, text=True)
     run([sys.executable], tmp_path/"one")
-    run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], tmp_path/"two")
+    said = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], tmp_path/"two")
+    assert said.stderr.count("emma:   0%|") == 1 and said.stdout.count("next: liresnet-certify") == 1       # one bar, one answer
     (a, ma), (b, mb) = (read_checkpoint(tmp_path/n) for n in ("one", "two"))
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=2e-3, atol=2e-4)
     assert [r["train_acc"] for r in ma["history"]] == pytest.approx([r["train_acc"] for r in mb["history"]], abs=2e-3)
@@ -267,6 +268,39 @@ def test_two_processes_give_the_run_of_one(tmp_path):
 def test_bfloat16_trains_with_float32_constants():
     run = fit("digits", **{**TINY, "dtype": "bfloat16"})
     assert all(p.dtype == torch.float32 for p in run.model.parameters()) and run.history.loss.isna().sum() == 0
+
+
+def test_bfloat16_without_the_arithmetic_is_a_warning_and_float32(monkeypatch, tiny_run):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(avx2=True, avx512_f=True))
+    with pytest.warns(UserWarning, match="no bfloat16 arithmetic .* slow: training in float32"): run = fit("digits", **{**TINY, "dtype": "bfloat16"})
+    assert run.config.dtype == "float32" and torch.equal(weights(run.model), weights(tiny_run.model))
+
+
+@pytest.mark.parametrize("room, words", [(100, "not enough memory for batch 256 .*: batch 64 fits"), (0, "not even one image fits")])
+def test_out_of_memory_says_which_batch_fits(monkeypatch, tmp_path, capsys, room, words):
+    original = train.train_step
+
+    def scarce(model, optimizer, images, *more):
+        if len(images) > room: raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return original(model, optimizer, images, *more)
+    monkeypatch.setattr(train, "train_step", scarce)
+    assert train.main(["--task", "digits", "--model", "L1W8", "--epochs", "1", "--batch", "256", "--device", "cpu", "--out", str(tmp_path/"r")]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert re.search(words, err[-1]) and err[-1].startswith("liresnet-train: ") and not any("Traceback" in line for line in err)
+
+
+def test_a_streamed_run_stops_at_a_corrupt_file_and_goes_on_without_it(tmp_path, capsys):
+    from liresnet_nb.data import write_imagenet
+    write_imagenet(tmp_path/"d", 2, 6, 1, 40)
+    flags = ["--task", "imagenet", "--data-dir", str(tmp_path/"d"), "--size", "32", "--model", "L1W8", "--dense", "16", "--batch", "5", "--track",
+             "--epochs", "2", "--device", "cpu", "--save-seconds", "0", "--out", str(tmp_path/"r")]
+    bad = tmp_path/"d"/"train"/"n00000001"/"train_0002.JPEG"
+    bad.write_bytes(b"x"*9)
+    assert train.main([*flags, "--workers", "0"]) == 2
+    assert re.search(r"cannot read image .*train_0002.JPEG.*skip_corrupt.*no checkpoint was written", capsys.readouterr().err.splitlines()[-1])
+    with pytest.warns(UserWarning, match="left out, number 1"): assert train.main([*flags, "--workers", "1", "--skip-corrupt"]) == 0
+    tensors, meta = read_checkpoint(tmp_path/"r")
+    assert len(meta["history"]) == 2 and ((tensors["track.runner_up"] == -1).sum(0) == torch.tensor([0]*8+[2]+[0]*3)).all()
 
 
 def test_the_command_line(tmp_path, capsys):
