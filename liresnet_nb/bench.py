@@ -311,7 +311,7 @@ def peak_memory(
     return held+max(itertools.accumulate(sizes, initial=0))
 
 def free_memory(
-    device:torch.device,
+    device:torch.device,  # where the step runs
 )->float:                 # bytes; infinite where nobody knows
     "What a process can still have."
     if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
@@ -342,9 +342,9 @@ def check_memory(
         why = f" ({wanted/1e9:.3g} GB, {free/1e9:.3g} are free)"
         raise InputError(_too_large(batch, int((free-least)/each)+FEW, why))
 
-# %% ../nbs/19c_bench.ipynb #9e76c561
+# %% ../nbs/19c_bench.ipynb #7edc602c
 def fast_bf16(
-    device:torch.device,
+    device:torch.device,  # where the step runs
 )->bool:
     "Does the device multiply bfloat16 numbers itself?"
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
