@@ -449,7 +449,7 @@ class _Sort(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         a, b = x.chunk(2, 1)
-        ctx.save_for_backward(first := a > b)
+        ctx.save_for_backward(a > b)
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
     @staticmethod
     def backward(ctx, grad):
