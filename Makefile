@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
+BENCH ?=
 
-.PHONY: help demo test docs open lab readme prepare soak cross proofs clean notebooks
+.PHONY: help demo test docs open lab readme prepare bench soak cross proofs clean notebooks
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -34,6 +35,9 @@ docs: notebooks  ## the site in _docs, built without network
 
 open: docs  ## the site at http://localhost:8000
 	$(BIN)/python -m http.server -d _docs 8000
+
+bench: .venv/.library  ## what a training step costs here, beside the textbook's (BENCH="--levers": each idea alone)
+	$(BIN)/python -m liresnet_nb.bench $(BENCH)
 
 soak: .venv/.development  ## the property tests at ten thousand cases each
 	$(BIN)/python -m pytest -q -m property --hypothesis-profile=soak

@@ -1,0 +1,171 @@
+"The benchmark: what is compared computes the same, what is counted adds up, what cannot be measured says why."
+import json
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+import liresnet_nb.bench as bench
+from liresnet_nb.core import InputError
+from liresnet_nb.train import train_step
+
+FEW = dict(size=16, batch=bench.MORE, device="cpu")
+ROUNDED = 3e-7       # the product of the constants is a float32, whatever the weights are; all else is float64 below
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return bench.make_setup("L2W8", **FEW)
+
+
+@pytest.fixture(scope="module")
+def exact(setup):
+    "The same in float64."
+    double = replace(setup.copy(), images=setup.images.double())
+    double.model.double()
+    return double
+
+
+@pytest.mark.parametrize("net", [dict(model="L2W8", size=16), dict(model="L1W4", size=32, classes=3), dict(model="L3W6", size=8)], ids=str)
+def test_the_same_algorithm_is_the_textbooks_from_any_vector(net):
+    setup = bench.make_setup(**net, batch=5, device="cpu")
+    assert bench.oracle(setup)["same algorithm"].max() < 1e-4
+
+
+def test_the_recipe_is_the_textbooks_from_converged_vectors(setup, exact):
+    assert bench.oracle(exact)["same algorithm"].max() < ROUNDED
+    there = bench.oracle(exact, converge=3000)
+    assert list(there.index) == ["logits", "constants", "loss", "gradients"]
+    assert there["same algorithm"].max() < ROUNDED and there["full recipe"][:-1].max() < ROUNDED and there["full recipe"]["gradients"] < 1e-5
+    assert bench.oracle(setup, converge=3000).max(axis=None) < 1e-3
+    assert bench.oracle(exact)["full recipe"]["gradients"] > 1e-4, "nothing to see: the vectors have converged already"
+
+
+MUTATIONS = dict(
+    logits=(bench._PlainBlock, "forward", lambda self, x: x+torch.conv2d(x, 1.01*self.branch(), self.bias, padding=1)),
+    constants=(bench._PlainConv, "product", lambda self, v: 1.01*torch.conv2d(v, self.weight, None, self.stride, self.padding)),
+    gradients=(bench._Plain, "constant", lambda self, steps: self.product(self.power_vector[None]).norm().detach()))
+
+
+@pytest.mark.parametrize("quantity", MUTATIONS)
+def test_the_oracle_sees_a_change_on_one_side(monkeypatch, exact, quantity):
+    owner, name, change = MUTATIONS[quantity]
+    assert bench.oracle(exact)["same algorithm"][quantity] < ROUNDED
+    monkeypatch.setattr(owner, name, change)
+    assert bench.oracle(exact)["same algorithm"][quantity] > 1e-4
+
+
+def test_a_step_changes_its_own_weights_only(setup):
+    before = {k: v.clone() for k, v in setup.model.state_dict().items()}
+    for recipe in bench.RECIPES.values():
+        step = recipe(setup)
+        mine = step.model.head.weight.clone()
+        step()
+        assert not torch.equal(step.model.head.weight, mine)
+    assert all(torch.equal(v, before[k]) for k, v in setup.model.state_dict().items())
+
+
+def test_phases_do_what_train_step_does(setup, exact):
+    phased, whole = exact.step(), exact.step()
+    seen = []
+    for _ in range(3):
+        bench.phased_step(phased, exact, iter([(exact.images, exact.labels, None)]), lambda name: seen.append(name) or nullcontext())
+        train_step(whole.model, whole.optimizer, exact.images, exact.labels, bench.emma, exact.config.epsilon, exact.config)
+    a, b = (torch.cat([v.flatten() for v in step.model.state_dict().values()]) for step in (phased, whole))
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert set(seen) == set(bench.PHASES)
+    parts = bench.breakdown(setup, rounds=1)
+    assert list(parts.index) == list(bench.PHASES) and math.isclose(parts.share.sum(), 1)
+
+
+@pytest.mark.parametrize("name", [n for n in bench.LEVERS if "compile" not in n and n != "bf16"])
+def test_a_lever_computes_the_same(exact, name):
+    start = exact.copy()
+    if "ten" in name: start.model.power_step(3000)
+    other = bench.LEVERS[name].change(start.copy())
+    a, b = start.step(), other.step()
+    for _ in range(1 if "ten" in name else 3): torch.testing.assert_close(a()[0], b()[0], rtol=1e-6, atol=0)
+    for p, q in zip(a.model.parameters(), b.model.parameters()): torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-5*p.grad.abs().max().item())
+    kinds = {type(m) for m in b.model.modules()} - {type(m) for m in a.model.modules()}
+    different = kinds or other.config != start.config or other.adam != start.adam or other.images.stride() != start.images.stride()
+    assert different or any(p.stride() != q.stride() for p, q in zip(a.model.parameters(), b.model.parameters())), "nothing was changed"
+
+
+def test_levers_that_cannot_be_pulled_say_why(setup, monkeypatch):
+    monkeypatch.setattr(bench, "fast_bf16", lambda device: False)
+    monkeypatch.setattr(bench.shutil, "which", lambda name: None)
+    table = bench.levers(setup, ["bf16", "torch.compile", "torch.compile, CUDA graphs", "fused Adam, not a loop"], rounds=1)
+    assert table.gain.isna().tolist() == [True, True, True, False]
+    assert table.note.tolist() == ["this cpu does not multiply bfloat16 itself", "no C++ compiler", "CUDA graphs need CUDA", ""]
+    with pytest.raises(InputError, match="unknown lever"): bench.levers(setup, ["warp drive"])
+    assert len(bench.plot_levers(table).data) == 2
+
+
+def test_the_network_has_no_graph_breaks(setup):
+    assert torch._dynamo.explain(setup.model.forward)(setup.images).graph_break_count == 0
+    torch._dynamo.reset()
+
+
+def test_ratios_are_of_medians_and_their_range_of_rounds():
+    times = pd.DataFrame([dict(round=k, name=n, seconds=s) for k, row in enumerate([(4, 2), (9, 2), (6, 3)]) for n, s in zip("ab", row)])
+    table = bench.ratios(times, "a")
+    assert table.loc["b"].tolist() == [2, 3, 2, 4.5] and table.loc["a"].tolist() == [6, 1, 1, 1]
+
+
+def test_steps_take_turns(setup):
+    order = []
+    class Told(bench.Step):
+        def __call__(self): order.append(self.adam["lr"])
+    steps = {k: Told(torch.nn.Linear(1, 1), setup.images, None, dict(lr=k)) for k in (1., 2.)}
+    times = bench.interleaved(steps, rounds=3, shortest=0)
+    assert order[-6:] == [1., 2.]*3 and times.name.tolist() == [1., 2.]*3 and times["round"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_memory_is_that_of_the_tensors():
+    x = torch.zeros(1000)
+    def take(model, optimizer):
+        with torch.no_grad(): return (x+1).sum()+(x+2).sum()        # 4 kB at a time, twice
+    step = bench.Step(torch.nn.Linear(1, 1), x, take, {})
+    assert 8000 <= bench.peak_memory(step) <= 8000+200
+
+
+def test_a_batch_that_does_not_fit_is_told_the_one_that_does(setup, monkeypatch):
+    few = bench.make_setup("L2W8", **FEW)
+    with pytest.raises(InputError, match=r"batch of 100000 does not fit .* try --batch (\d+)") as e: bench.check_memory(few, 100_000, free=1e8)
+    fits = int(str(e.value).split()[-1])
+    needs = bench.peak_memory(bench.textbook(bench.make_setup("L2W8", size=16, batch=fits, device="cpu")))
+    assert 0.6e8 < needs < 1e8
+    bench.check_memory(few, fits, free=1e8)
+    monkeypatch.setattr(bench, "textbook_step", lambda *_: torch.empty(2**60))
+    with pytest.raises(InputError, match="try --batch 8"): bench.interleaved(dict(textbook=bench.textbook(few)))
+
+
+def test_scaling_has_a_row_a_point(setup):
+    table = bench.scaling("L1W4", size=8, batch=2, axes=("depth", "batch"), rounds=1, device="cpu")
+    assert table[["axis", "value"]].values.tolist() == [["depth", 1], ["depth", 2], ["batch", 1], ["batch", 2], ["batch", 4]]
+    assert len(bench.plot_scaling(table).data) == 8
+    with pytest.raises(InputError, match="unknown axis"): bench.scaling("L1W4", axes=("weather",))
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    words = ["--model", "L1W4", "--size", "8", "--batch", "3", "--rounds", "1", "--device", "cpu", "--threads", str(torch.get_num_threads())]
+    assert bench.main([*words, "--out", str(tmp_path/"x.json")]) == 0
+    said, told = capsys.readouterr().out, json.loads((tmp_path/"x.json").read_text())
+    assert "full recipe" in said and "optimiser" in said and "relative: logits" in said
+    assert told["model"] == "L1W4" and told["batch"] == 3 and len(told["phases"]) == len(bench.PHASES) and max(told["oracle"].values()) < 1e-4
+    monkeypatch.setattr(bench, "fast_bf16", lambda device: False)
+    assert bench.main([*words, "--dtype", "bfloat16"]) == 0
+    assert "so it would be slow: float32 instead" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--model", "6C2F"], "wanted LxWy"), (["--model", "L1W3"], "even number"), (["--rounds", "0"], "whole number"), (["--batch", "-1"], "whole number"),
+    (["--threads", "0"], "whole number"), (["--device", "tpu"], "unknown device"), (["--dtype", "half"], "unknown dtype"), (["--out", "/nowhere/x"], "no folder"),
+    (["--size", "4"], "at least 8"), (["--classes", "1"], "at least two"), (["--batch", "10000000000"], "try --batch")])
+def test_bad_input_is_one_line(words, message, capsys):
+    assert bench.main(["--quick", "--device", "cpu", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
