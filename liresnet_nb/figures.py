@@ -16,8 +16,8 @@ from torch import Tensor
 PALETTE = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", orange="#E69F00",
                sky="#56B4E9", purple="#CC79A7", grey="#7F7F7F")
 pio.templates["liresnet"] = go.layout.Template(layout={k: pio.templates["plotly_white"].layout[k] for k in (
-    "colorway", "colorscale", "font", "title", "hovermode", "hoverlabel", "paper_bgcolor", "plot_bgcolor", "xaxis", "yaxis",
-    "annotationdefaults", "shapedefaults")})   # the rest (maps, globes, fifty kinds of traces) costs more than the figure
+    "autotypenumbers", "colorway", "colorscale", "coloraxis", "font", "title", "hovermode", "hoverlabel", "paper_bgcolor",
+    "plot_bgcolor", "xaxis", "yaxis", "annotationdefaults", "shapedefaults")})   # the rest (maps, globes, fifty kinds of traces) costs more than the figure
 
 def styled(
     fig:go.Figure,       # changed in place
