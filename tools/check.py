@@ -27,10 +27,10 @@ def run(path):
     except Exception as e: return path.name, None, re.sub(r"\x1b\[[0-9;]*m", "", str(e))
 
 def notebooks():
-    "Three at a time, each on one thread (the Makefile says so), since a kernel that starts leaves a core idle; the pages use the same runs."
+    "Two at a time, each on one thread (the Makefile says so); the pages use the same runs."
     from liresnet_nb.docs import LIMIT
     times, solutions, failed = {}, 0, []
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(2) as pool:
         for name, done, error in pool.map(run, sorted((root/"nbs").glob("*.ipynb"), reverse=True)):
             if error: failed.append(name); print(f"{name} failed:\n{error}", flush=True); continue
             times[name] = done["seconds"]; solutions += done["solutions"]
