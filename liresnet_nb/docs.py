@@ -176,13 +176,12 @@ def table(
     "Name, docstring, parameters and what is refused; of a class, then the same of its methods."
     rows = [(f"`{n}`" if n != "return" else "returns", _code(kind), _code(default), meaning.replace("|", "\\|"))
             for n, (kind, default, meaning) in parameters(obj).items()]
-    if not inspect.isclass(obj) or not rows: why = refusals(obj)
-    else: why = [m for m in refusals(obj) if not any(m in refusals(f) for f in methods(obj).values())]
+    own = methods(obj) if inspect.isclass(obj) else {}
+    why = [m for m in refusals(obj) if not any(m in refusals(f) for f in own.values())]
     rows += [("raises" if not k else "", "`InputError`", "", html.escape(m, quote=False).replace("|", "\\|")) for k, m in enumerate(why)]
     lines = [" | ".join(("", *row, "")).strip() for row in [("", "type", "default", "meaning"), ("--",)*4, *rows]]
     parts = [f"{level} {name}", inspect.getdoc(obj) or "", "\n".join(lines) if rows else ""]
-    if inspect.isclass(obj): parts += [table(f, f"{name}.{n}", level+"#") for n, f in methods(obj).items()]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts+[table(f, f"{name}.{n}", level+"#") for n, f in own.items()])
 
 # %% ../nbs/90_docs.ipynb #e811907d
 FIGURE, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"

@@ -237,7 +237,8 @@ def plot_depth(
             ("bound, linear: Π‖I + W‖", "folded", "blue", "solid", "circle"),
             ("best pair, linear", "linear", "sky", "dot", "circle-open")):
         fig.add_scatter(x=part.depth.tolist(), y=part[column].round(3).tolist(),
-                        name=f"{name} = {at[column].iloc[0]:.3g}", mode="lines+markers", marker=dict(symbol=symbol, size=8), line=dict(color=PALETTE[color], dash=dash),
+                        name=f"{name} = {at[column].iloc[0]:.3g}", mode="lines+markers",
+                        marker=dict(symbol=symbol, size=8), line=dict(color=PALETTE[color], dash=dash),
                         customdata=(1/part[column]).round(5).tolist(),
                         hovertemplate="%{x} blocks: constant %{y:.3g}, radius %{customdata:.3g}")
     fig.add_vline(x=depth, line=dict(color=PALETTE["grey"], width=1))

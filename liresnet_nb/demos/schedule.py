@@ -99,15 +99,14 @@ def plot_schedule(
 # %% ../../nbs/18e_demo_schedule.ipynb #8b56ed3c
 def plot_schedule_map(
     runs:pd.DataFrame,    # from `load_schedule`
-    shape:str="linear",   # of the ramps: linear, early, late
 )->go.Figure:
-    "Proved VRA on held-out images over ramp and last multiple, one map a loss; lowest to highest seed, ✕: at chance."
+    "Proved VRA on held-out images over (linear) ramp and last multiple, one map a loss; lowest to highest seed, ✕: at chance."
     last = runs[runs.epoch == runs.epoch.max()]
     losses, ends, ramps = ([*dict.fromkeys(last[c])] for c in ("loss", "epsilon_end", "epsilon_ramp"))
     ends, ramps, n = sorted(ends), sorted(ramps), len(losses)
     fig = make_subplots(n, 1, shared_xaxes=True, subplot_titles=losses, vertical_spacing=0.2/n)
     for k, loss in enumerate(losses):
-        cells = [[_schedule_cell(schedule_runs(last, loss, end, ramp, shape)) for end in ends] for ramp in ramps]
+        cells = [[_schedule_cell(schedule_runs(last, loss, end, ramp)) for end in ends] for ramp in ramps]
         z, text = [[v for v, _ in row] for row in cells], [[words for _, words in row] for row in cells]
         how = dict(texttemplate="%{text}", coloraxis="coloraxis", xgap=2, ygap=2, hoverinfo="skip")
         x, y = [f"{e:g} ε" for e in ends], [f"{r:.0%}" if r else "0 (fixed)" for r in ramps]
