@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FEW', 'MORE', 'RECIPES', 'PHASES', 'LEVERS', 'USUAL', 'QUICK', 'WhereMinMax', 'Textbook', 'emma_loss',
            'textbook_step', 'EveryStep', 'Step', 'Setup', 'make_setup', 'same_algorithm', 'textbook', 'oracle',
-           'interleaved', 'ratios', 'peak_memory', 'free_memory', 'check_memory', 'fast_bf16', 'compare', 'phased_step',
-           'breakdown', 'plot_breakdown', 'Lever', 'Unfused', 'SortMinMax', 'OneByOne', 'levers', 'plot_levers',
-           'scaling', 'plot_scaling', 'run_bench', 'main']
+           'interleaved', 'ratios', 'peak_memory', 'free_memory', 'check_memory', 'compare', 'phased_step', 'breakdown',
+           'plot_breakdown', 'Lever', 'Unfused', 'SortMinMax', 'OneByOne', 'levers', 'plot_levers', 'scaling',
+           'plot_scaling', 'run_bench', 'main']
 
 # %% ../nbs/19c_bench.ipynb #d7e81963
 import argparse, copy, itertools, json, math, os, shutil, tempfile, time
@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from plotly.subplots import make_subplots
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from .core import InputError, atomic_path, check_target, check_whole, choose, generator, pick_device, run_command
+from .core import InputError, atomic_path, check_target, check_whole, choose, generator, has_bfloat16
+from .core import pick_device, run_command
 from .data import Augment, ImageSet
 from .lipschitz import apply_operator, norm, power_step
 from .layers import Conv, Dense, LinearOperator, LinearResidual, MinMax
@@ -343,14 +344,6 @@ def check_memory(
         raise InputError(_too_large(batch, int((free-least)/each)+FEW, why))
 
 # %% ../nbs/19c_bench.ipynb #7edc602c
-def fast_bf16(
-    device:torch.device,  # where the step runs
-)->bool:
-    "Does the device multiply bfloat16 numbers itself?"
-    if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    can = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
-
 def _slow_bf16(device): return f"this {device.type} does not multiply bfloat16 itself"
 
 RECIPES = {    # name -> setup -> step
@@ -484,7 +477,7 @@ def _channels_last(s):
     return _images(torch.channels_last)(s)
 
 def _bf16(s):
-    if not fast_bf16(s.images.device): raise InputError(_slow_bf16(s.images.device))
+    if not has_bfloat16(s.images.device): raise InputError(_slow_bf16(s.images.device))
     return s.typed("bfloat16")
 
 def _compile(**how):
@@ -621,7 +614,7 @@ def run_bench(
     if args.out: check_target(args.out)
     device = pick_device(args.device)
     if args.threads: torch.set_num_threads(args.threads)
-    dtype = "bfloat16" if fast_bf16(device) and args.dtype != "float32" else "float32"
+    dtype = "bfloat16" if has_bfloat16(device) and args.dtype != "float32" else "float32"
     few = make_setup(**net | dict(batch=MORE), device=device)
     check_memory(few, net["batch"])
     setup = make_setup(**net, device=device, dtype=dtype)

@@ -96,7 +96,8 @@ def pick_device(
 def has_bfloat16(
     device:torch.device,     # where the products are
 )->bool:
-    "Does the device multiply in bfloat16? Of CPUs, those with AVX512-BF16, AMX or ARM's BF16."
+    "Does the device multiply in bfloat16 itself? Of CPUs, those with AVX512-BF16, AMX or ARM's BF16."
+    if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     return device.type != "cpu" or any(able.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 

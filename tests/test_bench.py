@@ -95,7 +95,7 @@ def test_a_lever_computes_the_same(exact, name):
 
 
 def test_levers_that_cannot_be_pulled_say_why(setup, monkeypatch):
-    monkeypatch.setattr(bench, "fast_bf16", lambda device: False)
+    monkeypatch.setattr(bench, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(bench.shutil, "which", lambda name: None)
     table = bench.levers(setup, ["bf16", "torch.compile", "torch.compile, CUDA graphs", "fused Adam, not a loop"], rounds=1)
     assert table.gain.isna().tolist() == [True, True, True, False]
@@ -156,7 +156,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     said, told = capsys.readouterr().out, json.loads((tmp_path/"x.json").read_text())
     assert "full recipe" in said and "optimiser" in said and "relative: logits" in said
     assert told["model"] == "L1W4" and told["batch"] == 3 and len(told["phases"]) == len(bench.PHASES) and max(told["oracle"].values()) < 1e-4
-    monkeypatch.setattr(bench, "fast_bf16", lambda device: False)
+    monkeypatch.setattr(bench, "has_bfloat16", lambda device: False)
     assert bench.main([*words, "--dtype", "bfloat16"]) == 0
     assert "so it would be slow: float32 instead" in capsys.readouterr().out
 
