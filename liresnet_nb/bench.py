@@ -6,7 +6,7 @@
 __all__ = ['FEW', 'MORE', 'RECIPES', 'PHASES', 'LEVERS', 'USUAL', 'QUICK', 'WhereMinMax', 'Textbook', 'emma_loss',
            'textbook_step', 'EveryStep', 'Step', 'Setup', 'make_setup', 'same_algorithm', 'textbook', 'oracle',
            'interleaved', 'ratios', 'peak_memory', 'free_memory', 'check_memory', 'compare', 'phased_step', 'breakdown',
-           'plot_breakdown', 'Lever', 'Unfused', 'SortMinMax', 'OneByOne', 'levers', 'plot_levers', 'scaling',
+           'plot_breakdown', 'Lever', 'Unfused', 'AutogradMinMax', 'OneByOne', 'levers', 'plot_levers', 'scaling',
            'plot_scaling', 'run_bench', 'main']
 
 # %% ../nbs/19c_bench.ipynb #d7e81963
@@ -437,21 +437,11 @@ class Unfused(LinearResidual):
     def forward(self, x:Tensor)->Tensor:
         return x+F.conv2d(x, (self.scale*self.beta)[:, None, None, None]*self.weight, self.bias, padding=1)
 
-class _Sort(torch.autograd.Function):
-    "Max and min of the pairs, whose gradient only remembers which was larger"
-    @staticmethod
-    def forward(ctx, x):
+class AutogradMinMax(MinMax):
+    "The same values; autograd's gradient, of masks and halves."
+    def forward(self, x:Tensor)->Tensor:
         a, b = x.chunk(2, 1)
-        ctx.save_for_backward(a > b)
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
-    @staticmethod
-    def backward(ctx, grad):
-        (first,), (high, low) = ctx.saved_tensors, grad.chunk(2, 1)
-        return torch.cat([torch.where(first, high, low), torch.where(first, low, high)], 1)
-
-class SortMinMax(MinMax):
-    "The same values; a gradient of two choices instead of autograd's masks and halves."
-    def forward(self, x:Tensor)->Tensor: return _Sort.apply(x)
 
 class OneByOne(LiResNet):
     "A LiResNet that treats each operator on its own."
@@ -494,8 +484,8 @@ def _compile(**how):
 
 LEVERS = {
     "identity folded into the kernel": Lever(True, _swap(LinearResidual, Unfused)),
-    "MinMax by max and min": Lever(True, _swap(MinMax, WhereMinMax)),
-    "MinMax with a gradient of its own": Lever(False, _swap(MinMax, SortMinMax)),
+    "MinMax by max and min, its own gradient": Lever(True, _swap(MinMax, WhereMinMax)),
+    "MinMax's own gradient": Lever(True, _swap(MinMax, AutogradMinMax)),
     "one power step, not ten": Lever(True, _config(power_steps=10)),
     "one step and last gradient, not ten and all": Lever(True, same_algorithm),
     "operators of a shape in one call": Lever(True, _swap(LiResNet, OneByOne)),

@@ -97,13 +97,24 @@ class Flatten(OneLipschitz):
     "[B,C,H,W] to [B,C·H·W]."
     def forward(self, x:Tensor)->Tensor: return x.flatten(1)
 
+class _Sort(torch.autograd.Function):
+    "Max and min of the pairs; the gradient goes back the way its number came"
+    @staticmethod
+    def forward(ctx, x):
+        a, b = x.chunk(2, 1)
+        if ctx.needs_input_grad[0]: ctx.save_for_backward(torch.ge(a, b, out=torch.empty_like(a)))     # 1 or 0
+        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+    @staticmethod
+    def backward(ctx, grad):
+        (first,), (high, low) = ctx.saved_tensors, grad.chunk(2, 1)
+        return torch.cat([torch.lerp(low, high, first), torch.lerp(high, low, first)], 1)     # a choice, no mixture
+
 class MinMax(OneLipschitz):
     "Channels k and k+C/2 become their max and their min (Anil et al., arXiv:1811.05381)."
     def forward(self, x:Tensor)->Tensor:
         if x.shape[1] % 2:
             raise InputError(f"MinMax pairs channels and was given {x.shape[1]}: wanted an even number")
-        a, b = x.chunk(2, 1)
-        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+        return _Sort.apply(x)
 
 # %% ../nbs/06_layers.ipynb #a7c1e002
 class Householder(OneLipschitz):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liresnet_nb.bounds import NOTHING, Bound, PairBound, pair_bound, product, symbol_bound
-from liresnet_nb.core import InputError
+from liresnet_nb.core import InputError, generator
 from liresnet_nb.layers import Centre, Conv, Dense, Flatten, Head, Householder, LinearOperator, LinearResidual, LipschitzLayer, MinMax, NormalizedHead, pair_distances
 from liresnet_nb.lipschitz import apply_adjoint, apply_operator, operator_matrix, power_estimate, power_residual, power_step
 from liresnet_nb.model import (ACTIVATIONS, BLOCKS, HEADS, ConvNet, GloroConvNet, GloroNet, LiResNet, ModelConfig, ResNet, build_model, n_parameters,
@@ -276,6 +276,31 @@ def test_bad_shapes_are_refused():
     with pytest.raises(InputError, match="at least two"): build_model("L1W8", (1, 8, 8), 1)
     with pytest.raises(InputError, match="square"): build_model("L1W8", (1, 8, 16), 3)
     with pytest.raises(InputError, match="even number"): MinMax()(torch.zeros(1, 3, 2, 2))
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_gradient_of_minmax_goes_back_the_way_its_number_came(dtype):
+    "Autograd's numbers where no two are equal, in either layout; the same length where some are."
+    draw = generator("back")
+    x, grad = (torch.randn(3, 8, 5, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for values, ties in ((x, False), (x.round(), True)):
+            given = values.to(dtype).contiguous(memory_format=layout).requires_grad_()
+            out, g = MinMax()(given), grad.to(dtype)*2.**torch.randint(-60, 60, grad.shape, generator=draw)
+            back, = torch.autograd.grad(out, given, g.to(dtype), retain_graph=True)
+            a, b = given.chunk(2, 1)
+            assert torch.equal(out, torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1))
+            assert bool((a == b).any()) == ties or dtype == torch.bfloat16
+            assert torch.equal(back.abs().sort(1)[0], g.to(dtype).abs().sort(1)[0])            # no entry changed or lost
+            slow, = torch.autograd.grad(torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1), given, g.to(dtype))
+            apart = (a != b).repeat(1, 2, 1, 1)
+            assert torch.equal(back[apart], slow[apart])
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(MinMax(), x.clone().requires_grad_())
+        assert torch.autograd.gradgradcheck(MinMax(), x.clone().requires_grad_())
+    whole = torch.compile(MinMax(), backend="aot_eager", fullgraph=True)                       # no graph break
+    given = x.to(dtype).requires_grad_()
+    assert torch.equal(torch.autograd.grad(whole(given), given, grad.to(dtype))[0],
+                       torch.autograd.grad(MinMax()(given), given, grad.to(dtype))[0])
     with pytest.raises(InputError, match="even number"): Householder(3)
     with pytest.raises(InputError, match="was made for 4 channels"): Householder(4)(torch.zeros(1, 6, 2, 2))
     with pytest.raises(InputError, match="has no blocks"): build_model("6C2F", (1, 8, 8), 3, backbone="convnet")
