@@ -8,7 +8,8 @@ __all__ = ['CHUNK', 'LipschitzLayer', 'check_layer', 'check_hooks', 'OneLipschit
            'NormalizedHead', 'pair_distances']
 
 # %% ../nbs/06_layers.ipynb #3c78a625
-import functools, math
+import math
+from functools import partial, reduce
 from fractions import Fraction
 import torch
 import torch.nn.functional as F
@@ -97,17 +98,24 @@ class Flatten(OneLipschitz):
     "[B,C,H,W] to [B,C·H·W]."
     def forward(self, x:Tensor)->Tensor: return x.flatten(1)
 
+def _halves(x, *halves):
+    "A tensor like `x`; each half is written where it belongs, unless autograd or a compiler looks on"
+    if torch.is_grad_enabled() or torch.compiler.is_compiling(): return torch.cat([half() for half in halves], 1)
+    out = torch.empty_like(x)
+    for half, part in zip(halves, out.chunk(2, 1)): half(out=part)
+    return out
+
 class _Sort(torch.autograd.Function):
     "Max and min of the pairs; the gradient goes back the way its number came"
     @staticmethod
     def forward(ctx, x):
         a, b = x.chunk(2, 1)
-        if ctx.needs_input_grad[0]: ctx.save_for_backward(torch.ge(a, b, out=torch.empty_like(a)))     # 1 or 0
-        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+        if ctx.needs_input_grad[0]: ctx.save_for_backward(a.clone().ge_(b))     # 1 or 0, in the dtype of a
+        return _halves(x, partial(torch.maximum, a, b), partial(torch.minimum, a, b))
     @staticmethod
     def backward(ctx, grad):
         (first,), (high, low) = ctx.saved_tensors, grad.chunk(2, 1)
-        return torch.cat([torch.lerp(low, high, first), torch.lerp(high, low, first)], 1)     # a choice, no mixture
+        return _halves(grad, partial(torch.lerp, low, high, first), partial(torch.lerp, high, low, first))     # a choice
 
 class MinMax(OneLipschitz):
     "Channels k and k+C/2 become their max and their min (Anil et al., arXiv:1811.05381)."
@@ -229,7 +237,7 @@ def summed(
 )->Tensor:               # [O,P] or [B,O,P]
     "weight @ x, `CHUNK` terms at a time."
     parts = zip(weight.split(CHUNK, 1), x.split(CHUNK, -2))
-    return functools.reduce(Tensor.add_, (w@p for w, p in parts))
+    return reduce(Tensor.add_, (w@p for w, p in parts))
 
 def roundings(
     n:int,               # terms of an inner product

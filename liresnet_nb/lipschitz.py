@@ -48,10 +48,8 @@ def norm(
     "The l2 norm of each row, free of underflow and overflow in the squares; the gradient at 0 is 0."
     x = x.flatten(1)
     scale = x.detach().abs().amax(1, keepdim=True)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    squares = (x/scale).square().sum(1)
-    root = torch.where(squares > 0, squares.clamp_min(1e-30), squares.new_ones(())).sqrt()
-    return scale[:, 0]*root*(squares > 0)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return scale[:, 0]*torch.linalg.vector_norm(x/scale, dim=1)
 
 def unit(
     x:Tensor,           # any shape, first dimension G
