@@ -129,11 +129,10 @@ def textbook_step(
 # %% ../nbs/19c_bench.ipynb #22a75e09
 class EveryStep(LiResNet):
     "A LiResNet whose estimate lets the gradient through every power iteration."
-    def power_step(self, steps:int=1): self.steps = steps      # taken below, where autograd sees them
-    def _known(self):
+    def _known(self, power_steps=0):
         known, moved = {}, power_step.__wrapped__              # without its no_grad
         for ops, kernel, v, how in self._stacks():
-            v = moved(kernel, v, *how, steps=self.steps)
+            v = moved(kernel, v, *how, steps=power_steps)
             for op, new in zip(ops, v.detach()): op.power_vector.copy_(new)
             known |= zip(ops, norm(apply_operator(kernel, v, *how)))
         return known
@@ -232,8 +231,7 @@ def oracle(
     y, B = setup.labels, len(setup.labels)
     def outputs(way):                            # on a copy: its iterations must not count twice
         model = way.step().model
-        model.power_step(way.config.power_steps)
-        return model(setup.images), model.pair_est()[y]
+        return model(setup.images), model.pair_est(way.config.power_steps)[y]
     wanted = _numbers(textbook(setup), Textbook(setup.model)(setup.images, y), lambda out: out[0])
     table = {}
     for name, way in (("same algorithm", same_algorithm(setup)), ("full recipe", setup)):
@@ -377,8 +375,7 @@ def phased_step(
     model, config = step.model, setup.config
     with clock("data"): images, labels, _ = next(batches)
     with clock("constants"):
-        model.power_step(config.power_steps)
-        pair = model.pair_est()
+        pair = model.pair_est(config.power_steps)
     with clock("forward"), torch.autocast(images.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         logits = model(images).float()
     with clock("loss"):

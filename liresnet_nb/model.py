@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .core import InputError, choose, full_precision, generator, seeded, tensor_bytes
-from .lipschitz import norm, power_estimate, power_residual, power_step, unit
+from .lipschitz import krylov_step, norm, power_estimate, power_residual, power_step, unit
 from .rounding import TINY, UNIT, gamma, lengths_up, up
 from .bounds import PairBound, check_bound, pair_bound
 from .layers import Centre, Conv, Dense, Flatten, Head, Householder, LinearOperator, LinearResidual, LipschitzLayer
@@ -135,19 +135,29 @@ class GloroNet(nn.Module):
         for ops, kernel, v, how in self._stacks():
             for op, new in zip(ops, power_step(kernel, v, *how, steps=steps)): op.power_vector.copy_(new)
 
-    def _known(self):
-        return {op: k for ops, kernel, v, how in self._stacks()
-                for op, k in zip(ops, power_estimate(kernel, v, *how))}
+    def _known(self, power_steps=0):
+        "The estimate of each operator, by module; every power vector moves on first"
+        known = {}
+        for ops, kernel, v, how in self._stacks():
+            if power_steps:
+                v = krylov_step(kernel.detach(), v, *how, steps=power_steps)
+                for op, new in zip(ops, v): op.power_vector.copy_(new)
+            known |= zip(ops, power_estimate(kernel, v, *how))
+        return known
 
-    def sub_lipschitz_est(self)->Tensor:
+    def sub_lipschitz_est(self,
+        power_steps:int=0,   # move the power vectors on first, with so many products
+    )->Tensor:
         "The product of the layers' estimates, 0-d, differentiable: everything before the head."
-        known, total = self._known(), torch.ones((), device=self.device)
+        known, total = self._known(power_steps), self.head.weight.new_ones(())
         for layer in self.body: total = total*layer.lipschitz_est(known).to(total)
         return total
 
-    def pair_est(self)->Tensor:
+    def pair_est(self,
+        power_steps:int=0,   # move the power vectors on first, with so many products
+    )->Tensor:
         "K_ji as training sees it, [m,m], differentiable: sub_lipschitz·‖w_j − w_i‖."
-        return self.sub_lipschitz_est()*pair_distances(self.head.rows())
+        return self.sub_lipschitz_est(power_steps)*pair_distances(self.head.rows())
 
     @torch.no_grad()
     def residuals(self)->dict:

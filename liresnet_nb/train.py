@@ -82,7 +82,7 @@ class TrainConfig:
     weight_decay:float=0.      # of Adam, decoupled
     shift:int|None=None        # augmentation: largest shift in pixels; the task's own if not given
     flip:bool|None=None        # augmentation: mirror half of the images; the task's own if not given
-    power_steps:int=1          # power iterations a step, from where the last step ended
+    power_steps:int=1          # products with AᵀA before each step, for `krylov_step`
     seed:int=0                 # of weights, order and augmentation
     device:str="auto"          # auto, cpu, cuda, cuda:N, mps
     dtype:str="float32"        # of forward and backward: float32 or bfloat16; constants stay float32
@@ -343,8 +343,7 @@ def train_step(
     "One step of Adam on the loss of the shared batch."
     count = torch.tensor(float(len(labels)), device=images.device)
     if world > 1: dist.all_reduce(count)
-    model.power_step(config.power_steps)
-    pair = model.pair_est()
+    pair = model.pair_est(config.power_steps)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         logits = model(images).float()
     losses = loss(logits, labels, pair, epsilon_train)
