@@ -143,19 +143,19 @@ def krylov_step(
     steps:int=4,        # products with AᵀA; that many vectors are kept
 )->Tensor:              # unit vectors, the shape of `v`
     "v ← AᵀAQy/‖AᵀAQy‖ with y the top eigenvector of QᵀAᵀAQ, Q a basis of v, AᵀAv, …; where AᵀAQ is 0, v stays."
-    kernel, q, Q, W = _scaled(kernel), v.flatten(1), [], []
-    for _ in range(steps):
+    kernel, q = _scaled(kernel), v.flatten(1)[:, None]
+    basis, images = q[:, :0], []
+    for k in range(steps):
+        if k:
+            rest = images[-1]-(images[-1] @ basis.mT) @ basis
+            q = rest/_safe(torch.linalg.vector_norm(rest, dim=2, keepdim=True))
+        basis = torch.cat([basis, q], 1)
         w = apply_operator(kernel, q.reshape(v.shape), stride, padding)
-        w = apply_adjoint(kernel, w, v.shape[1:], stride, padding).flatten(1)
-        Q.append(q); W.append(w)
-        basis = torch.stack(Q, 1)
-        rest = w-torch.einsum("gkn,gk->gn", basis, torch.einsum("gkn,gn->gk", basis, w))
-        q = rest/_safe(torch.linalg.vector_norm(rest, dim=1, keepdim=True))
-    images = torch.stack(W, 1)
+        images.append(apply_adjoint(kernel, w, v.shape[1:], stride, padding).flatten(1)[:, None])
+    images = torch.cat(images, 1)
     T = basis @ images.mT
-    for _ in range(8):                     # T to the power 256: its columns are y, but for a factor
-        T = T/_safe(T.diagonal(dim1=1, dim2=2).sum(1))[:, None, None]
-        T = T @ T
-    w = torch.einsum("gk,gkn->gn", T[:, 0], images)
-    length = torch.linalg.vector_norm(w, dim=1, keepdim=True)
-    return torch.where(length == 0, v.flatten(1), w/_safe(length)).reshape(v.shape)
+    T = T/_safe(T.diagonal(dim1=1, dim2=2).sum(1))[:, None, None]
+    for _ in range(5): T = T @ T           # its columns are y now, but for a factor
+    w = T[:, :1] @ images
+    length = torch.linalg.vector_norm(w, dim=2, keepdim=True)
+    return torch.where(length == 0, v.flatten(1)[:, None], w/_safe(length)).reshape(v.shape)
