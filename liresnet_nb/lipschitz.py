@@ -147,8 +147,10 @@ def krylov_step(
     basis, images = q[:, :0], []
     for k in range(steps):
         if k:
-            rest = images[-1]-(images[-1] @ basis.mT) @ basis
-            q = rest/_safe(torch.linalg.vector_norm(rest, dim=2, keepdim=True))
+            q = images[-1]
+            for _ in range(2):             # once leaves rounding, which points anywhere
+                q = q-(q @ basis.mT) @ basis
+                q = q/_safe(torch.linalg.vector_norm(q, dim=2, keepdim=True))
         basis = torch.cat([basis, q], 1)
         w = apply_operator(kernel, q.reshape(v.shape), stride, padding)
         images.append(apply_adjoint(kernel, w, v.shape[1:], stride, padding).flatten(1)[:, None])
