@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['InputError', 'choose', 'number', 'check_epsilon', 'generator', 'seeded', 'pick_device', 'has_bfloat16',
-           'full_precision', 'processes', 'plain_errors', 'first_to_say', 'atomic_path', 'check_images', 'check_labels',
-           'check_whole', 'tensor_bytes', 'from_dict', 'add_flags', 'field_type', 'run_command', 'check_target']
+           'full_precision', 'processes', 'plain_errors', 'first_to_say', 'atomic_path', 'atomic_folder',
+           'check_images', 'check_labels', 'check_whole', 'tensor_bytes', 'from_dict', 'add_flags', 'field_type',
+           'run_command', 'check_target']
 
 # %% ../nbs/00_core.ipynb #8ad29a74
-import argparse, contextlib, dataclasses, datetime, difflib, hashlib, os, re, sys, tempfile, typing
+import argparse, contextlib, dataclasses, datetime, difflib, hashlib, os, re, shutil, sys, tempfile, typing
 from fractions import Fraction
 from pathlib import Path
 import torch
@@ -173,6 +174,21 @@ def atomic_path(
         with open(temporary, "rb+") as f: os.fsync(f.fileno())
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
+
+@contextlib.contextmanager
+def atomic_folder(
+    path,                # where the folder is to be: nothing there yet, or an empty folder
+):
+    "Yields a temporary folder to fill; it becomes `path` when the block ends well, and vanishes otherwise."
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())): raise InputError(f"{path} is not empty: wanted a new folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists(): path.rmdir()
+        os.replace(temporary, path)
+    finally: shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #4f780fde
 def check_images(

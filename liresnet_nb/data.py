@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFont, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path, check_images, check_labels, check_whole, choose, generator
+from .core import InputError, atomic_folder, atomic_path, check_images, check_labels, check_whole, choose, generator
 
 # %% ../nbs/01_data.ipynb #5dd71e0f
 @dataclass(frozen=True)
@@ -412,13 +412,13 @@ def write_shards(
     source, target = Path(source), Path(target)
     check_whole(per_shard=per_shard)
     files, labels, _ = list_folder(source)
-    target.mkdir(parents=True, exist_ok=True)
-    if any(target.iterdir()): raise InputError(f"{target} is not empty: wanted a new folder for the shards")
-    pattern = str(target).replace("%", "%%")+"/%06d.tar"
-    with webdataset.ShardWriter(pattern, maxcount=per_shard, maxsize=math.inf, verbose=0) as sink:
-        for i in torch.randperm(len(files), generator=generator(seed, "shards")).tolist():
-            p, image = files[i].relative_to(source), files[i].read_bytes()
-            sink.write({"__key__": p.with_suffix("").as_posix(), p.suffix[1:]: image, "cls": str(labels[i])})
+    order = torch.randperm(len(files), generator=generator(seed, "shards")).tolist()
+    with atomic_folder(target) as home:
+        pattern = str(home).replace("%", "%%")+"/%06d.tar"
+        with webdataset.ShardWriter(pattern, maxcount=per_shard, maxsize=math.inf, verbose=0) as sink:
+            for i in tqdm(order, desc=f"packing {target}", unit=" images", disable=len(order) < 2000, leave=False):
+                p, image = files[i].relative_to(source), files[i].read_bytes()
+                sink.write({"__key__": p.with_suffix("").as_posix(), p.suffix[1:]: image, "cls": str(labels[i])})
     return sorted(target.glob("*.tar"))
 
 # %% ../nbs/01_data.ipynb #989b4c7f

@@ -82,7 +82,7 @@ class TrainConfig:
     weight_decay:float=0.      # of Adam, decoupled
     shift:int|None=None        # augmentation: largest shift in pixels; the task's own if not given
     flip:bool|None=None        # augmentation: mirror half of the images; the task's own if not given
-    power_steps:int=1          # products with AᵀA before each step, for `krylov_step`
+    power_steps:int=4          # products with AᵀA before each step, for `krylov_step`
     seed:int=0                 # of weights, order and augmentation
     device:str="auto"          # auto, cpu, cuda, cuda:N, mps
     dtype:str="float32"        # of forward and backward: float32 or bfloat16; constants stay float32

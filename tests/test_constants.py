@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from liresnet_nb.bounds import NOTHING, Bound, PairBound, pair_bound, product, symbol_bound
 from liresnet_nb.core import InputError, generator
 from liresnet_nb.layers import Centre, Conv, Dense, Flatten, Head, Householder, LinearOperator, LinearResidual, LipschitzLayer, MinMax, NormalizedHead, pair_distances
-from liresnet_nb.lipschitz import apply_adjoint, apply_operator, operator_matrix, power_estimate, power_residual, power_step
+from liresnet_nb.lipschitz import apply_adjoint, apply_operator, krylov_step, operator_matrix, power_estimate, power_residual, power_step
 from liresnet_nb.model import (ACTIVATIONS, BLOCKS, HEADS, ConvNet, GloroConvNet, GloroNet, LiResNet, ModelConfig, ResNet, build_model, n_parameters,
                                named_net)
 from liresnet_nb.proofs import cholesky_bound, operator_bound
@@ -276,6 +276,43 @@ def test_bad_shapes_are_refused():
     with pytest.raises(InputError, match="at least two"): build_model("L1W8", (1, 8, 8), 1)
     with pytest.raises(InputError, match="square"): build_model("L1W8", (1, 8, 16), 3)
     with pytest.raises(InputError, match="even number"): MinMax()(torch.zeros(1, 3, 2, 2))
+
+@pytest.mark.parametrize("scale", [1., 1e-25, 1e25])
+def test_lanczos_makes_more_of_the_same_products(scale):
+    "One product: the power method. More: the best that their span holds (by eigenvalues), never above the truth."
+    g = torch.Generator().manual_seed(0)
+    kernel, v = torch.randn(3, 4, 3, 3, 3, generator=g)*scale, torch.randn(3, 3, 6, 6, generator=g)
+    v = v/v.flatten(1).norm(dim=1)[:, None, None, None]
+    torch.testing.assert_close(krylov_step(kernel, v, 2, 1, 1), power_step(kernel, v, 2, 1, 1))
+    wide, u = kernel.double(), v.double()
+    reached = []
+    for k in (2, 3, 5):
+        found = krylov_step(wide, u, 2, 1, k)
+        estimate = power_estimate(wide, found, 2, 1)
+        torch.testing.assert_close(krylov_step(kernel, v, 2, 1, k).double(), found, rtol=0, atol=1e-3)
+        torch.testing.assert_close(torch.cat([krylov_step(wide[i:i+1], u[i:i+1], 2, 1, k) for i in range(3)]), found)
+        for i in range(3):
+            A = operator_matrix(wide[i], (3, 6, 6), 2, 1)/scale
+            span = [u[i].flatten()]
+            for _ in range(k-1): span.append(A.T @ (A @ span[-1])); span[-1] /= span[-1].norm()
+            Q = torch.linalg.qr(torch.stack(span, 1))[0]
+            best = torch.linalg.eigvalsh(Q.T @ A.T @ A @ Q)[-1].sqrt()
+            assert best*(1-1e-2) <= estimate[i]/scale <= torch.linalg.matrix_norm(A, 2)*(1+1e-9)
+            assert estimate[i] > power_estimate(wide, power_step(wide, u, 2, 1, k), 2, 1)[i]
+        reached.append(estimate)
+    assert (reached[0] < reached[1]).all() and (reached[1] < reached[2]).all()
+    assert found.flatten(1).norm(dim=1).sub(1).abs().max() < 1e-12
+
+
+def test_lanczos_stays_where_there_is_nothing_to_find():
+    v = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    v = v/v.flatten(1).norm(dim=1)[:, None, None, None]
+    assert torch.equal(krylov_step(torch.zeros(2, 4, 3, 3, 3, dtype=torch.float64), v, 1, 1, 4), v)
+    A = torch.diag(torch.tensor([3., 2., 0., 0.], dtype=torch.float64))[None]
+    for start, wanted in (([1., 0, 0, 0], [1., 0, 0, 0]), ([0, 1., 0, 0], [0, 1., 0, 0]), ([0, 0, 0, 1.], [0, 0, 0, 1.]), ([.6, .8, 0, 0], [1., 0, 0, 0])):
+        end = krylov_step(A, torch.tensor([start], dtype=torch.float64), steps=6)      # more products than directions
+        torch.testing.assert_close(end, torch.tensor([wanted], dtype=torch.float64), rtol=0, atol=1e-6)
+
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_gradient_of_minmax_goes_back_the_way_its_number_came(dtype):

@@ -167,7 +167,7 @@ def pack(root):
     return [load_task("imagenet", data_dir=str(root/k), size=32) for k in "ab"]
 
 
-def test_shards_are_the_folder_they_were_packed_from(tmp_path):
+def test_shards_are_the_folder_they_were_packed_from(tmp_path, monkeypatch):
     import webdataset
     write_imagenet(tmp_path/"a", 3, 4, 1, 40)
     folders, shards = pack(tmp_path)
@@ -180,6 +180,10 @@ def test_shards_are_the_folder_they_were_packed_from(tmp_path):
     assert seen == {f"{p.parent.name}/{p.stem}": (y, p.read_bytes()) for p, y in zip(folders.train.files, folders.train.labels.tolist())}
     assert list(seen) != sorted(seen)
     with pytest.raises(InputError, match="b/train is not empty"): write_shards(tmp_path/"a"/"train", tmp_path/"b"/"train")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.setattr(webdataset.ShardWriter, "write", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"): write_shards(tmp_path/"a"/"train", tmp_path/"c"/"train")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before and not list(tmp_path.glob("c/*")), "half a set of shards"
 
 
 def test_shards_of_others_and_shards_that_change(tmp_path):

@@ -30,7 +30,7 @@ from ..train import Run, fit
 
 # %% ../../nbs/18d_demo_flips.ipynb #5578028e
 FLIP_IMAGES = 2000    # training images, whatever the number of classes: the epochs then have equally many steps
-FLIP_SETTINGS = dict(model="L2W16", batch=64, lr=6e-3, epsilon_end=1.2, shift=1, device="cpu")
+FLIP_SETTINGS = dict(model="L2W16", batch=64, lr=6e-3, epsilon_end=1.2, shift=1, power_steps=1, device="cpu")
 
 @functools.lru_cache
 def flip_task(

@@ -22,7 +22,7 @@ from ..losses import get_loss
 from ..train import SHAPES, epsilon_at
 
 # %% ../../nbs/18e_demo_schedule.ipynb #b27dd53c
-SCHEDULE = dict(model="L1W8", epochs=30, batch=64, lr=6e-3)   # what all recorded runs share
+SCHEDULE = dict(model="L1W8", epochs=30, batch=64, lr=6e-3, power_steps=1)   # what all recorded runs share
 
 def few_glyphs()->Task:   # judged on a validation set
     "Fifty glyph classes, twenty training images of each: a task for grids of small runs."
