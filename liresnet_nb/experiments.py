@@ -99,6 +99,8 @@ GLYPHS_ONE = GLYPHS | dict(power_steps=1, epochs=60, lr=6e-3)      # as recorded
 PHOTOS = dict(task="cifar10", loss="emma", held_out="test", epochs=30, batch=256, lr=3e-3, power_steps=1)   # an hour or two of one core
 PAPER_SETS = dict(loss="emma", model="L6W128", held_out="test", epochs=800, batch=256, lr=1e-3, epsilon_end=1.5)
 PAPER_IMAGENET = PAPER_SETS | dict(task="imagenet", model="L18W588", epsilon=1., epochs=400, batch=1024)
+_NETS = {name: dict(backbone=name, **more) for name, more in    # the rate that each wants, by the grid `power`
+         dict(convnet=dict(lr=6e-3), resnet={}, liresnet={}).items()}
 _SOUGHT = {f"{loss}-{net}": dict(loss=loss, backbone=net) for loss, net in (
     ("emma", "liresnet"), ("trades", "liresnet"), ("gloro", "liresnet"), ("emma_adaptive", "liresnet"),
     ("emma", "convnet"), ("emma", "resnet"))}
@@ -131,8 +133,8 @@ _Q = dict(
 GRIDS = _declare(
     Grid("table1", _Q["table1"], dict(n_classes=(10, 100), method=_METHODS), GLYPHS, attack=dict(images=200, steps=40)),
     Grid("table2", _Q["table2"], dict(n_classes=(10, 100, 200), loss=("gloro", "trades", "emma", "emma_adaptive"),
-                                      backbone=("convnet", "liresnet")), GLYPHS),
-    Grid("table3", _Q["table3"], dict(model=("L3W16", "L6W16", "L12W16"), backbone=("convnet", "resnet", "liresnet")),
+                                      backbone={k: _NETS[k] for k in ("convnet", "liresnet")}), GLYPHS),
+    Grid("table3", _Q["table3"], dict(model=("L3W16", "L6W16", "L12W16"), backbone=_NETS),
          GLYPHS | dict(n_classes=100)),
     Grid("table6", _Q["table6"], dict(n_classes=(10, 100), model=("L2W16", "L4W16", "L8W16", "L16W16")), GLYPHS),
     Grid("table7", _Q["table7"], dict(n_classes=(10, 25, 50, 100, 200), loss=("emma", "cross_entropy")), GLYPHS),
