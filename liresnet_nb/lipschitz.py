@@ -62,10 +62,14 @@ def unit(
     return x/_safe(norm(x)).reshape((-1,)+(1,)*(x.ndim-1))
 
 # %% ../nbs/02_lipschitz.ipynb #4ab08cf0
-def _scaled(kernel):
-    "Each operator of the stack with the largest entry 1: no square under- or overflows, and directions stay"
-    largest = kernel.detach().flatten(1).abs().amax(1)
-    return kernel/_safe(largest).reshape((-1,)+(1,)*(kernel.ndim-1))
+def _gram(kernel, stride, padding):
+    "v -> AᵀAv for each operator of the stack, over the square of its largest entry, so that it cannot under- or overflow"
+    largest = _safe(kernel.detach().flatten(1).abs().amax(1))
+    def product(v):
+        scale = largest.reshape((-1,)+(1,)*(v.ndim-1))
+        u = apply_operator(kernel, v, stride, padding)/scale
+        return apply_adjoint(kernel, u, v.shape[1:], stride, padding)/scale
+    return product
 
 @torch.no_grad()
 def power_step(
@@ -76,9 +80,9 @@ def power_step(
     steps:int=1,        # how often
 )->Tensor:              # unit vectors, the shape of `v`
     "v ← AᵀAv/‖AᵀAv‖ for each operator of the stack; where AᵀAv is 0, v stays."
-    kernel = _scaled(kernel)
+    gram = _gram(kernel, stride, padding)
     for _ in range(steps):
-        w = apply_adjoint(kernel, apply_operator(kernel, v, stride, padding), v.shape[1:], stride, padding)
+        w = gram(v)
         length = torch.linalg.vector_norm(w.flatten(1), dim=1).reshape((-1,)+(1,)*(v.ndim-1))
         v = torch.where(length == 0, v, w/_safe(length))
     return v
@@ -143,7 +147,7 @@ def krylov_step(
     steps:int=4,        # products with AᵀA; that many vectors are kept
 )->Tensor:              # unit vectors, the shape of `v`
     "v ← AᵀAQy/‖AᵀAQy‖ with y the top eigenvector of QᵀAᵀAQ, Q a basis of v, AᵀAv, …; where AᵀAQ is 0, v stays."
-    kernel, q = _scaled(kernel), v.flatten(1)[:, None]
+    gram, q = _gram(kernel, stride, padding), v.flatten(1)[:, None]
     basis, images = q[:, :0], []
     for k in range(steps):
         if k:
@@ -152,8 +156,7 @@ def krylov_step(
                 q = q-(q @ basis.mT) @ basis
                 q = q/_safe(torch.linalg.vector_norm(q, dim=2, keepdim=True))
         basis = torch.cat([basis, q], 1)
-        w = apply_operator(kernel, q.reshape(v.shape), stride, padding)
-        images.append(apply_adjoint(kernel, w, v.shape[1:], stride, padding).flatten(1)[:, None])
+        images.append(gram(q.reshape(v.shape)).flatten(1)[:, None])
     images = torch.cat(images, 1)
     T = basis @ images.mT
     T = T/_safe(T.diagonal(dim1=1, dim2=2).sum(1))[:, None, None]
