@@ -605,7 +605,9 @@ def accuracy(
         if "bf16" in name and not has_bfloat16(device): continue
         config = make_config(task, **fields | how | dict(seed=seed, device=str(device)))
         data = task_of(config)
-        fresh = lambda: build_model(config.model, data.image_shape, data.n_classes, seed, config.dense)
+        if config.backbone != "liresnet": raise InputError(f"backbone is {config.backbone}: the textbook's step is that of a liresnet")
+        fresh = lambda: build_model(config.model, data.image_shape, data.n_classes, seed, config.dense,
+                                    activation=config.activation, head=config.head)
         run = fit(data, _textbook_way(fresh()) if plain else fresh(), config, progress=progress)
         if run.interrupted: raise KeyboardInterrupt
         judged = fresh().to(device)

@@ -180,10 +180,12 @@ def atomic_folder(
     path,                # where the folder is to be: nothing there yet, or an empty folder
 ):
     "Yields a temporary folder to fill; it becomes `path` when the block ends well, and vanishes otherwise."
-    path = Path(path)
+    path = Path(path).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())): raise InputError(f"{path} is not empty: wanted a new folder")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    if path.is_mount(): raise InputError(f"{path} is where another disk begins: wanted a new folder, inside it for example")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)
     try:
         yield temporary
         if path.exists(): path.rmdir()

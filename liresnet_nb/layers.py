@@ -9,7 +9,7 @@ __all__ = ['CHUNK', 'LipschitzLayer', 'check_layer', 'check_hooks', 'OneLipschit
 
 # %% ../nbs/06_layers.ipynb #3c78a625
 import math
-from functools import partial, reduce
+from functools import reduce
 from fractions import Fraction
 import torch
 import torch.nn.functional as F
@@ -98,30 +98,29 @@ class Flatten(OneLipschitz):
     "[B,C,H,W] to [B,C·H·W]."
     def forward(self, x:Tensor)->Tensor: return x.flatten(1)
 
-def _halves(x, *halves):
-    "A tensor like `x`; each half is written where it belongs, unless autograd or a compiler looks on"
-    if torch.is_grad_enabled() or torch.compiler.is_compiling(): return torch.cat([half() for half in halves], 1)
-    out = torch.empty_like(x)
-    for half, part in zip(halves, out.chunk(2, 1)): half(out=part)
-    return out
-
 class _Sort(torch.autograd.Function):
     "Max and min of the pairs; the gradient goes back the way its number came"
     @staticmethod
     def forward(ctx, x):
         a, b = x.chunk(2, 1)
         if ctx.needs_input_grad[0]: ctx.save_for_backward(a.clone().ge_(b))     # 1 or 0, in the dtype of a
-        return _halves(x, partial(torch.maximum, a, b), partial(torch.minimum, a, b))
+        if torch.compiler.is_compiling(): return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+        out = torch.empty_like(x)                                 # each half is written where it belongs
+        for f, half in zip((torch.maximum, torch.minimum), out.chunk(2, 1)): f(a, b, out=half)
+        return out
     @staticmethod
     def backward(ctx, grad):
         (first,), (high, low) = ctx.saved_tensors, grad.chunk(2, 1)
-        return _halves(grad, partial(torch.lerp, low, high, first), partial(torch.lerp, high, low, first))     # a choice
+        return torch.cat([torch.lerp(low, high, first), torch.lerp(high, low, first)], 1)     # a choice, no mixture
 
 class MinMax(OneLipschitz):
     "Channels k and k+C/2 become their max and their min (Anil et al., arXiv:1811.05381)."
     def forward(self, x:Tensor)->Tensor:
         if x.shape[1] % 2:
             raise InputError(f"MinMax pairs channels and was given {x.shape[1]}: wanted an even number")
+        if torch._C._are_functorch_transforms_active():           # which know these two, and not `_Sort`
+            a, b = x.chunk(2, 1)
+            return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
         return _Sort.apply(x)
 
 # %% ../nbs/06_layers.ipynb #a7c1e002

@@ -63,7 +63,7 @@ def unit(
 
 # %% ../nbs/02_lipschitz.ipynb #4ab08cf0
 def _gram(kernel, stride, padding):
-    "v -> AᵀAv for each operator of the stack, over the square of its largest entry, so that it cannot under- or overflow"
+    "v -> AᵀAv for each operator of the stack, over the square of its largest entry: no square under- or overflows"
     largest = _safe(kernel.detach().flatten(1).abs().amax(1))
     def product(v):
         scale = largest.reshape((-1,)+(1,)*(v.ndim-1))
@@ -147,20 +147,21 @@ def krylov_step(
     steps:int=4,        # products with AᵀA; that many vectors are kept
 )->Tensor:              # unit vectors, the shape of `v`
     "v ← AᵀAQy/‖AᵀAQy‖ with y the top eigenvector of QᵀAᵀAQ, Q a basis of v, AᵀAv, …; where AᵀAQ is 0, v stays."
-    gram, q = _gram(kernel, stride, padding), v.flatten(1)[:, None]
-    basis, images = q[:, :0], []
+    gram, q = _gram(kernel, stride, padding), unit(v).flatten(1)[:, None]
+    basis, images, noise = q[:, :0], [], 32*torch.finfo(v.dtype).eps
     for k in range(steps):
         if k:
-            q = images[-1]
-            for _ in range(2):             # once leaves rounding, which points anywhere
-                q = q-(q @ basis.mT) @ basis
-                q = q/_safe(torch.linalg.vector_norm(q, dim=2, keepdim=True))
+            q, size = images[-1], torch.linalg.vector_norm(images[-1], dim=2, keepdim=True)
+            for _ in range(2): q = q-(q @ basis.mT) @ basis
+            length = torch.linalg.vector_norm(q, dim=2, keepdim=True)
+            q = torch.where(length > noise*size, q/_safe(length), torch.zeros_like(q))     # else nothing but rounding is left
         basis = torch.cat([basis, q], 1)
         images.append(gram(q.reshape(v.shape)).flatten(1)[:, None])
     images = torch.cat(images, 1)
     T = basis @ images.mT
-    T = T/_safe(T.diagonal(dim1=1, dim2=2).sum(1))[:, None, None]
-    for _ in range(5): T = T @ T           # its columns are y now, but for a factor
+    for _ in range(5):                     # T to the power 32: its rows are y now, but for a factor
+        T = T/_safe(T.diagonal(dim1=1, dim2=2).sum(1))[:, None, None]
+        T = T @ T
     w = T[:, :1] @ images
-    length = torch.linalg.vector_norm(w, dim=2, keepdim=True)
-    return torch.where(length == 0, v.flatten(1)[:, None], w/_safe(length)).reshape(v.shape)
+    found = (w != 0).any(2, keepdim=True)
+    return torch.where(found, unit(w[:, 0])[:, None], v.flatten(1)[:, None]).reshape(v.shape)

@@ -115,8 +115,8 @@ class TrainConfig:
 # %% ../nbs/10_train.ipynb #21bdae22
 PAPER = dict(imagenet=dict(model="L18W588", epochs=400, batch=1024))   # else the defaults of `TrainConfig`
 PRESETS = dict(   # small sets in a minute or two on a laptop's CPU, the paper's sets as in the paper, on GPUs
-    digits=dict(model="L4W64", epochs=120, batch=64, lr=6e-3, epsilon_end=1.2),
-    glyphs=dict(model="L2W32", epochs=60, batch=64, lr=6e-3, epsilon_end=1.2),
+    digits=dict(model="L4W64", epochs=60, batch=64, lr=1.2e-2, epsilon_end=1.2),
+    glyphs=dict(model="L2W32", epochs=30, batch=64, lr=1.2e-2, epsilon_end=1.2),
     **PAPER,
 )
 

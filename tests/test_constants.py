@@ -276,6 +276,13 @@ def test_bad_shapes_are_refused():
     with pytest.raises(InputError, match="at least two"): build_model("L1W8", (1, 8, 8), 1)
     with pytest.raises(InputError, match="square"): build_model("L1W8", (1, 8, 16), 3)
     with pytest.raises(InputError, match="even number"): MinMax()(torch.zeros(1, 3, 2, 2))
+    with pytest.raises(InputError, match="even number"): Householder(3)
+    with pytest.raises(InputError, match="was made for 4 channels"): Householder(4)(torch.zeros(1, 6, 2, 2))
+    with pytest.raises(InputError, match="has no blocks"): build_model("6C2F", (1, 8, 8), 3, backbone="convnet")
+    for kind in ("backbone", "activation", "head"):
+        with pytest.raises(InputError, match=f"unknown {kind} 'relu'"): build_model("L1W8", (1, 8, 8), 3, **{kind: "relu"})
+    with pytest.raises(InputError, match="was made for inputs"): build_model("L1W8", (1, 8, 8), 3)(torch.zeros(1, 1, 16, 16))
+
 
 @pytest.mark.parametrize("scale", [1., 1e-25, 1e25])
 def test_lanczos_makes_more_of_the_same_products(scale):
@@ -302,6 +309,27 @@ def test_lanczos_makes_more_of_the_same_products(scale):
         reached.append(estimate)
     assert (reached[0] < reached[1]).all() and (reached[1] < reached[2]).all()
     assert found.flatten(1).norm(dim=1).sub(1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("products", [1, 2, 4, 6, 10, 16])
+def test_lanczos_arrives_whatever_it_is_called_with(products, dtype):
+    "More products than directions, near-identities, many operators: it never freezes, and stays when it is there."
+    g = torch.Generator().manual_seed(1)
+    narrow, square = torch.randn(20, 50, 2, generator=g, dtype=dtype), torch.randn(20, 12, 12, generator=g, dtype=dtype)
+    for A in (narrow, square):
+        v = torch.randn(20, A.shape[2], generator=g, dtype=dtype)                         # not of length 1
+        for _ in range(200): v = krylov_step(A, v, steps=products)
+        truth = torch.linalg.matrix_norm(A.double(), 2)
+        assert (power_estimate(A, v).double()/truth).min() > 0.999
+        torch.testing.assert_close(v.norm(dim=1), torch.ones(20, dtype=dtype))
+    near = torch.randn(2, 16, 16, 3, 3, generator=g, dtype=dtype)/200
+    near[:, range(16), range(16), 1, 1] += 1
+    v = torch.randn(2, 16, 8, 8, generator=g, dtype=dtype)
+    v = v/v.flatten(1).norm(dim=1)[:, None, None, None]
+    moved = krylov_step(near, v, 1, 1, products)
+    assert ((moved-v).flatten(1).norm(dim=1) > 0.05).all()
+    assert (power_estimate(near, moved, 1, 1) >= power_estimate(near, power_step(near, v, 1, 1, products), 1, 1)*(1-1e-5)).all()
 
 
 def test_lanczos_stays_where_there_is_nothing_to_find():
@@ -334,16 +362,16 @@ def test_the_gradient_of_minmax_goes_back_the_way_its_number_came(dtype):
     if dtype == torch.float64:
         assert torch.autograd.gradcheck(MinMax(), x.clone().requires_grad_())
         assert torch.autograd.gradgradcheck(MinMax(), x.clone().requires_grad_())
+    one = lambda x: (MinMax()(x[None])[0]*grad[0].to(dtype)).sum()                              # torch.func, and batches of gradients
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(one))(x.to(dtype))[0], torch.func.grad(one)(x[0].to(dtype)))
+    given = x.to(dtype).requires_grad_()
+    each = torch.autograd.grad(MinMax()(given), given, torch.stack([grad, 2*grad]).to(dtype), is_grads_batched=True)[0]
+    assert torch.equal(each[0]*2, each[1]) and torch.equal(each[0], torch.autograd.grad(MinMax()(given), given, grad.to(dtype))[0])
     whole = torch.compile(MinMax(), backend="aot_eager", fullgraph=True)                       # no graph break
     given = x.to(dtype).requires_grad_()
     assert torch.equal(torch.autograd.grad(whole(given), given, grad.to(dtype))[0],
                        torch.autograd.grad(MinMax()(given), given, grad.to(dtype))[0])
-    with pytest.raises(InputError, match="even number"): Householder(3)
-    with pytest.raises(InputError, match="was made for 4 channels"): Householder(4)(torch.zeros(1, 6, 2, 2))
-    with pytest.raises(InputError, match="has no blocks"): build_model("6C2F", (1, 8, 8), 3, backbone="convnet")
-    for kind in ("backbone", "activation", "head"):
-        with pytest.raises(InputError, match=f"unknown {kind} 'relu'"): build_model("L1W8", (1, 8, 8), 3, **{kind: "relu"})
-    with pytest.raises(InputError, match="was made for inputs"): build_model("L1W8", (1, 8, 8), 3)(torch.zeros(1, 1, 16, 16))
+
 
 
 class Row(LinearOperator):
