@@ -148,13 +148,15 @@ def krylov_step(
 )->Tensor:              # unit vectors, the shape of `v`
     "v ← AᵀAQy/‖AᵀAQy‖ with y the top eigenvector of QᵀAᵀAQ, Q a basis of v, AᵀAv, …; where AᵀAQ is 0, v stays."
     gram, q = _gram(kernel, stride, padding), unit(v).flatten(1)[:, None]
-    basis, images, noise = q[:, :0], [], 32*torch.finfo(v.dtype).eps
+    basis, images = q[:, :0], []
     for k in range(steps):
         if k:
-            q, size = images[-1], torch.linalg.vector_norm(images[-1], dim=2, keepdim=True)
-            for _ in range(2): q = q-(q @ basis.mT) @ basis
-            length = torch.linalg.vector_norm(q, dim=2, keepdim=True)
-            q = torch.where(length > noise*size, q/_safe(length), torch.zeros_like(q))     # else nothing but rounding is left
+            q = images[-1]
+            for _ in range(2):
+                q = q-(q @ basis.mT) @ basis
+                length = torch.linalg.vector_norm(q, dim=2, keepdim=True)
+                q = q/_safe(length)
+            q = torch.where(length > 0.5, q, torch.zeros_like(q))     # else it was rounding, and no direction is left
         basis = torch.cat([basis, q], 1)
         images.append(gram(q.reshape(v.shape)).flatten(1)[:, None])
     images = torch.cat(images, 1)
