@@ -227,8 +227,9 @@ def read_checkpoint(
         with safe_open(path, "pt") as f:
             text = (f.metadata() or {}).get("liresnet_nb")
             tensors = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError) as e:
-        raise InputError(f"checkpoint {path} is truncated or damaged ({e}): restore it or train again") from None
+    except (SafetensorError, OSError, RuntimeError) as e:         # the last: replaced between two looks at it
+        raise InputError(f"checkpoint {path} is truncated or damaged, or was replaced this moment ({e}): "
+                         "look again, restore it or train again") from None
     if text is None: raise InputError(f"{path} is a safetensors file, but not one that liresnet_nb wrote")
     try: meta = dict(json.loads(text))
     except (ValueError, TypeError): meta = {}
