@@ -452,13 +452,12 @@ def _config(**fields): return lambda s: replace(s, config=replace(s.config, **fi
 def _adam(**how): return lambda s: replace(s, adam=how)
 def _images(layout): return lambda s: replace(s, images=s.images.contiguous(memory_format=layout))
 
-def _swap(old, new):
-    "Same weights, another class"
-    def change(s):
-        for part in s.model.modules():
-            if type(part) is old: part.__class__ = new
-        return s
-    return change
+def _reclassed(model, classes):
+    "The same weights, other classes"
+    for part in model.modules(): part.__class__ = classes.get(type(part), type(part))
+    return model
+
+def _swap(old, new): return lambda s: replace(s, model=_reclassed(s.model, {old: new}))
 
 def _channels_last(s):
     s.model.to(memory_format=torch.channels_last)
@@ -581,16 +580,10 @@ def plot_scaling(
     return styled(fig, 460)
 
 # %% ../nbs/19c_bench.ipynb #e5a90002
-TRAININGS = {    # name -> does the model take the textbook's way?, fields of `TrainConfig`
-    "textbook": (True, dict(power_steps=10)),
-    "full recipe": (False, {}),
-    "full recipe, bf16": (False, dict(dtype="bfloat16"))}
-
-def _textbook_way(model):
-    "The same network, which adds, compares, and lets the gradient through every iteration"
-    model.__class__ = EveryStep
-    for part in model.modules(): part.__class__ = {MinMax: WhereMinMax, LinearResidual: Unfused}.get(type(part), type(part))
-    return model
+TRAININGS = {    # name -> classes to exchange, fields of `TrainConfig`
+    "textbook": ({LiResNet: EveryStep, MinMax: WhereMinMax, LinearResidual: Unfused}, dict(power_steps=10)),
+    "full recipe": ({}, {}),
+    "full recipe, bf16": ({}, dict(dtype="bfloat16"))}
 
 def accuracy(
     task:str="digits",     # a name from `TASKS`
@@ -601,14 +594,14 @@ def accuracy(
 )->pd.DataFrame:           # a row a training: training, seed, clean, vra (proved), vra_est, reached (epoch), seconds
     "What the textbook's step and the library's make of the same task."
     device, rows, curves = pick_device(device), [], {}
-    for seed, (name, (plain, how)) in itertools.product(seeds, TRAININGS.items()):
+    for seed, (name, (classes, how)) in itertools.product(seeds, TRAININGS.items()):
         if "bf16" in name and not has_bfloat16(device): continue
         config = make_config(task, **fields | how | dict(seed=seed, device=str(device)))
         data = task_of(config)
         if config.backbone != "liresnet": raise InputError(f"backbone is {config.backbone}: the textbook's step is that of a liresnet")
         fresh = lambda: build_model(config.model, data.image_shape, data.n_classes, seed, config.dense,
                                     activation=config.activation, head=config.head)
-        run = fit(data, _textbook_way(fresh()) if plain else fresh(), config, progress=progress)
+        run = fit(data, _reclassed(fresh(), classes), config, progress=progress)
         if run.interrupted: raise KeyboardInterrupt
         judged = fresh().to(device)
         judged.load_state_dict(run.model.state_dict())

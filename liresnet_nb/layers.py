@@ -8,8 +8,7 @@ __all__ = ['CHUNK', 'LipschitzLayer', 'check_layer', 'check_hooks', 'OneLipschit
            'NormalizedHead', 'pair_distances']
 
 # %% ../nbs/06_layers.ipynb #3c78a625
-import math
-from functools import reduce
+import functools, math
 from fractions import Fraction
 import torch
 import torch.nn.functional as F
@@ -98,13 +97,18 @@ class Flatten(OneLipschitz):
     "[B,C,H,W] to [B,C·H·W]."
     def forward(self, x:Tensor)->Tensor: return x.flatten(1)
 
+def _sorted(x):
+    "Max and min of the pairs, with autograd's gradient"
+    a, b = x.chunk(2, 1)
+    return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+
 class _Sort(torch.autograd.Function):
     "Max and min of the pairs; the gradient goes back the way its number came"
     @staticmethod
     def forward(ctx, x):
         a, b = x.chunk(2, 1)
         if ctx.needs_input_grad[0]: ctx.save_for_backward(a.clone().ge_(b))     # 1 or 0, in the dtype of a
-        if torch.compiler.is_compiling(): return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+        if torch.compiler.is_compiling(): return _sorted(x)
         out = torch.empty_like(x)                                 # each half is written where it belongs
         for f, half in zip((torch.maximum, torch.minimum), out.chunk(2, 1)): f(a, b, out=half)
         return out
@@ -118,9 +122,7 @@ class MinMax(OneLipschitz):
     def forward(self, x:Tensor)->Tensor:
         if x.shape[1] % 2:
             raise InputError(f"MinMax pairs channels and was given {x.shape[1]}: wanted an even number")
-        if torch._C._are_functorch_transforms_active():           # which know these two, and not `_Sort`
-            a, b = x.chunk(2, 1)
-            return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+        if torch._C._are_functorch_transforms_active(): return _sorted(x)     # torch.func does not know `_Sort`
         return _Sort.apply(x)
 
 # %% ../nbs/06_layers.ipynb #a7c1e002
@@ -236,7 +238,7 @@ def summed(
 )->Tensor:               # [O,P] or [B,O,P]
     "weight @ x, `CHUNK` terms at a time."
     parts = zip(weight.split(CHUNK, 1), x.split(CHUNK, -2))
-    return reduce(Tensor.add_, (w@p for w, p in parts))
+    return functools.reduce(Tensor.add_, (w@p for w, p in parts))
 
 def roundings(
     n:int,               # terms of an inner product

@@ -83,8 +83,7 @@ def power_step(
     gram = _gram(kernel, stride, padding)
     for _ in range(steps):
         w = gram(v)
-        length = torch.linalg.vector_norm(w.flatten(1), dim=1).reshape((-1,)+(1,)*(v.ndim-1))
-        v = torch.where(length == 0, v, w/_safe(length))
+        v = torch.where((w != 0).flatten(1).any(1).reshape((-1,)+(1,)*(v.ndim-1)), unit(w), v)
     return v
 
 def power_estimate(

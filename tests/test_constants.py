@@ -373,7 +373,6 @@ def test_the_gradient_of_minmax_goes_back_the_way_its_number_came(dtype):
                        torch.autograd.grad(MinMax()(given), given, grad.to(dtype))[0])
 
 
-
 class Row(LinearOperator):
     "A 1×k convolution, as a user might write it."
     def __init__(self):
