@@ -1,7 +1,10 @@
 "Runs repeat, resume, share an epoch, stop well; and every bad setting is refused before anything is written."
+import contextlib
 import dataclasses
+import io
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import re
@@ -73,22 +76,33 @@ def test_every_loss_trains(loss):
     assert run.history.train_acc.iloc[-1] > 0.5 and run.history.loss.isna().sum() == 0
 
 
-COMMAND = [sys.executable, "-m", "liresnet_nb.train", "--task", "digits", "--model", "L1W8", "--epochs", "14", "--batch", "256", "--shift", "1",
-           "--track", "--save-seconds", "0", "--device", "cpu"]
+WORDS = ["--task", "digits", "--model", "L1W8", "--epochs", "14", "--batch", "256", "--shift", "1",
+         "--track", "--save-seconds", "0", "--device", "cpu"]
 THREADS = {**os.environ, "OMP_NUM_THREADS": "1"}
+PREPARED = multiprocessing.get_context("forkserver")      # a process of its own for each run, torch imported once
+PREPARED.set_forkserver_preload(["liresnet_nb.train"])
+
+
+def trained(folder):
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        sys.exit(train.main([*WORDS, "--out", str(folder)]))
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_weights(tmp_path):
-    subprocess.run([*COMMAND, "--out", tmp_path/"whole"], check=True, env=THREADS, capture_output=True)
+    command = [sys.executable, "-m", "liresnet_nb.train", *WORDS, "--out", tmp_path/"whole"]
+    subprocess.run(command, check=True, env=THREADS, capture_output=True)
     kills = 0
     for k in range(12):
-        p = subprocess.Popen([*COMMAND, "--out", tmp_path/"part"], env=THREADS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        p = PREPARED.Process(target=trained, args=(tmp_path/"part",))
+        p.start()
         started, before = time.time(), done(tmp_path/"part")
-        while p.poll() is None and done(tmp_path/"part") < before+2 and time.time()-started < 60: time.sleep(0.01)
+        while p.is_alive() and done(tmp_path/"part") < before+2 and time.time()-started < 60: time.sleep(0.01)
         time.sleep(0.013*k)                                       # a different moment within the epoch each time
-        if p.poll() is None: p.send_signal(signal.SIGKILL); kills += 1
-        p.wait()
-        if p.returncode == 0: break
+        if p.is_alive(): p.kill(); kills += 1
+        p.join()
+        if p.exitcode == 0: break
+        assert p.exitcode == -signal.SIGKILL
     else: pytest.fail("the run never finished")
     assert kills >= 2
     a, b = (read_checkpoint(tmp_path/n) for n in ("whole", "part"))
