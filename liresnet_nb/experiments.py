@@ -128,6 +128,7 @@ _Q = dict(
     figure3="The more classes, the more often the threatening class changes from epoch to epoch (Figure 3).",
     power="How many products with AᵀA a step does each loss and backbone want, on the validation split? Not of the paper.",
     settings="Which learning rate does each loss and backbone want, on the validation split? Not of the paper.",
+    convnet="Does a deeper ConvNet start at a lower learning rate, on the validation split? Not of the paper.",
     cifar10="On photographs L6W128 with EMMA reaches 63.7 % VRA at 36/255, ahead of ConvNet and ResNet (CIFAR-10, Table 3).")
 
 GRIDS = _declare(
@@ -144,6 +145,8 @@ GRIDS = _declare(
          GLYPHS_ONE | dict(n_classes=100, epochs=30, held_out="valid"), (0,)),
     Grid("power", _Q["power"], dict(method=_SOUGHT | _CONV, power_steps=(1, 2, 4), lr=(3e-3, 6e-3, 1.2e-2)),
          GLYPHS | dict(n_classes=100, held_out="valid"), (0,)),
+    Grid("convnet", _Q["convnet"], dict(model=("L6W16", "L12W16"), lr=(7.5e-4, 1.5e-3, 3e-3)),
+         GLYPHS | dict(n_classes=100, held_out="valid", backbone="convnet"), (0,)),
     Grid("cifar10", _Q["cifar10"], dict(model=("L2W32", "L6W32")), PHOTOS, (0,), attack=dict(images=500, steps=40)),
 
     Grid("table1", _Q["table1"], dict(method=_table1()), PAPER_SETS, _MORE, scale="paper",
