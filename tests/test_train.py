@@ -1,7 +1,6 @@
 "Runs repeat, resume, share an epoch, stop well; and every bad setting is refused before anything is written."
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import multiprocessing
@@ -79,22 +78,22 @@ def test_every_loss_trains(loss):
 WORDS = ["--task", "digits", "--model", "L1W8", "--epochs", "14", "--batch", "256", "--shift", "1",
          "--track", "--save-seconds", "0", "--device", "cpu"]
 THREADS = {**os.environ, "OMP_NUM_THREADS": "1"}
-PREPARED = multiprocessing.get_context("forkserver")      # a process of its own for each run, torch imported once
-PREPARED.set_forkserver_preload(["liresnet_nb.train"])
 
 
-def trained(folder):
+def trained(folder, said):
     torch.set_num_threads(1)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with open(said, "a") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
         sys.exit(train.main([*WORDS, "--out", str(folder)]))
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_weights(tmp_path):
-    command = [sys.executable, "-m", "liresnet_nb.train", *WORDS, "--out", tmp_path/"whole"]
-    subprocess.run(command, check=True, env=THREADS, capture_output=True)
-    kills = 0
+def test_killed_at_any_moment_it_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    subprocess.run([sys.executable, "-m", "liresnet_nb.train", *WORDS, "--out", tmp_path/"whole"], check=True, capture_output=True)
+    prepared = multiprocessing.get_context("forkserver")          # a process for each run, torch imported once
+    prepared.set_forkserver_preload(["liresnet_nb.train"])
+    kills, first = 0, None
     for k in range(12):
-        p = PREPARED.Process(target=trained, args=(tmp_path/"part",))
+        p = prepared.Process(target=trained, args=(tmp_path/"part", tmp_path/"said"))
         p.start()
         started, before = time.time(), done(tmp_path/"part")
         while p.is_alive() and done(tmp_path/"part") < before+2 and time.time()-started < 60: time.sleep(0.01)
@@ -102,10 +101,12 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(tmp_path):
         if p.is_alive(): p.kill(); kills += 1
         p.join()
         if p.exitcode == 0: break
-        assert p.exitcode == -signal.SIGKILL
+        assert p.exitcode == -signal.SIGKILL, (tmp_path/"said").read_text()
+        first = first or read_checkpoint(tmp_path/"part")[1]["history"][0]
     else: pytest.fail("the run never finished")
     assert kills >= 2
     a, b = (read_checkpoint(tmp_path/n) for n in ("whole", "part"))
+    assert b[1]["history"][0] == first                            # with its seconds: it went on and did not begin again
     assert a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0])
     assert "track.threatening" in a[0] and len(a[0]["track.runner_up"]) == 14
     strip = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
