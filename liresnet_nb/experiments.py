@@ -767,7 +767,7 @@ def plot_results(
     fig, all_of = go.Figure(), table.assign(**{measure: table[measure].astype(float)*100})
     for (key, part), (color, symbol, dash) in zip(all_of.groupby(list(by), sort=False) if by else [((), all_of)], _LINES*9):
         name = ", ".join(map(str, key)) or dict(vra="VRA (proved)", clean="clean accuracy", pgd="Auto-PGD")[measure]
-        if list(by) == ["backbone"]: name, color, symbol, dash = BACKBONE_STYLES[name]          # as in the paper's figures
+        name, color, symbol, dash = BACKBONE_STYLES.get(name, (name, color, symbol, dash))     # as in the paper's figures
         seeds = part[part.failed.isna()].groupby(x, sort=False)[measure].agg(["mean", "min", "max", "size"])
         fig.add_scatter(x=seeds.index.tolist(), y=seeds["mean"].round(2).tolist(), name=name, mode="lines+markers",
                         error_y=dict(array=(seeds["max"]-seeds["mean"]).round(2).tolist(), type="data", symmetric=False,

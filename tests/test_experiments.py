@@ -372,6 +372,8 @@ def test_a_figure_of_results_is_their_mean_and_range_and_hides_no_failure():
     assert (list(line.x), list(line.y)) == (["a", "b"], [20., 40.]) and line.name == "emma" and list(line.customdata) == [2, 1]
     assert list(line.error_y.array) == list(line.error_y.arrayminus) == [10., 0.]
     assert list(lost.x) == ["b"] and list(lost.text) == ["diverged"]
+    nets = table.assign(backbone=["liresnet", "liresnet", "slow", "slow"])         # a name of one's own beside a known one
+    assert [(d.name, d.line.dash) for d in ex.plot_results(nets, "model", by=["backbone"]).data[:2]] == [("LiResNet", "solid"), ("slow", "dash")]
     assert ex.plot_results(table, "model", measure="clean").layout.yaxis.title.text == "clean accuracy (% of test images)"
     for bad in (dict(x="width"), dict(x="model", by=["block"]), dict(x="model", measure="loss")):
         with pytest.raises(InputError, match="choose one of"): ex.plot_results(table, **bad)
