@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/02_lipschitz.ipynb #10207ab9
+_LARGE = 2**23       # entries in a stack from which a CPU is faster with one operator at a time
+
+def _apart(kernel): return len(kernel) > 1 and kernel.device.type == "cpu" and kernel.numel() > _LARGE
+
 def apply_operator(
     kernel:Tensor,      # convolutions [G,O,I,k,k] or matrices [G,O,I]
     v:Tensor,           # inputs [G,I,H,W] or [G,I]
@@ -21,6 +25,7 @@ def apply_operator(
     "A v for each operator A of the stack."
     G = len(kernel)
     if kernel.ndim == 3: return torch.bmm(kernel, v[..., None])[..., 0]
+    if _apart(kernel): return torch.cat([apply_operator(k[None], x[None], stride, padding) for k, x in zip(kernel, v)])
     flat, images = kernel.flatten(0, 1), v.reshape(1, -1, *v.shape[2:])
     out = F.conv2d(images, flat, stride=stride, padding=padding, groups=G)
     return out.reshape(G, -1, *out.shape[2:])
@@ -36,6 +41,8 @@ def apply_adjoint(
     "Aᵀ u for each operator A of the stack."
     G = len(kernel)
     if kernel.ndim == 3: return torch.bmm(u[:, None], kernel)[:, 0]
+    if _apart(kernel):
+        return torch.cat([apply_adjoint(k[None], x[None], in_shape, stride, padding) for k, x in zip(kernel, u)])
     I, H, W = in_shape
     flat, outputs = kernel.flatten(0, 1), u.reshape(1, -1, *u.shape[2:])
     how = dict(stride=stride, padding=padding, groups=G)

@@ -128,6 +128,22 @@ def test_grouped_power_step_equals_one_step_a_layer():
     torch.testing.assert_close(power_step(kernel, v, 1, 1, 4), alone, rtol=1e-4, atol=1e-5)
 
 
+def test_a_large_stack_goes_one_operator_at_a_time_and_says_the_same(monkeypatch):
+    g = generator("large stack")
+    kernel, v = torch.randn(3, 4, 2, 3, 3, generator=g).double().requires_grad_(), torch.randn(3, 2, 8, 8, generator=g).double()
+    seen, conv2d = [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *a, **k: seen.append(k["groups"]) or conv2d(*a, **k))
+    def numbers():
+        moved = krylov_step(kernel.detach(), v, 2, 1)
+        estimate = power_estimate(kernel, moved, 2, 1)
+        return moved, estimate.detach(), torch.autograd.grad(estimate.sum(), kernel)[0], power_residual(kernel.detach(), moved, 2, 1)
+    together = numbers()
+    assert set(seen) == {3}
+    seen.clear(); monkeypatch.setattr("liresnet_nb.lipschitz._LARGE", kernel.numel()-1)
+    for a, b in zip(together, numbers()): assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+    assert set(seen) == {1}
+
+
 def test_fused_residual_block_equals_the_textbook_block():
     for size in (4, 7):
         block = LinearResidual((6, size, size), depth=3).double()
