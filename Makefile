@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 BENCH ?=
+REPRODUCE ?=
 
-.PHONY: help demo test docs open lab readme prepare bench soak cross proofs clean notebooks
+.PHONY: help demo test docs open lab readme prepare bench gpu soak cross proofs clean notebooks
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -38,6 +39,10 @@ open: docs  ## the site at http://localhost:8000
 
 bench: .venv/.library  ## what a training step costs here, beside the textbook's (BENCH="--levers": each idea alone)
 	$(BIN)/python -m liresnet_nb.bench $(BENCH)
+
+gpu: .venv/.library  ## what a GPU makes of it: bench with everything, then CIFAR-10 at the paper's scale (hours)
+	$(BIN)/python -m liresnet_nb.bench --device cuda --levers --scaling --accuracy digits glyphs $(BENCH)
+	$(BIN)/liresnet-reproduce cifar10 --scale paper --device cuda $(REPRODUCE)
 
 soak: .venv/.development  ## the property tests at ten thousand cases each
 	$(BIN)/python -m pytest -q -m property --hypothesis-profile=soak

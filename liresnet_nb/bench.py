@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FEW', 'MORE', 'RECIPES', 'PHASES', 'LEVERS', 'TRAININGS', 'USUAL', 'QUICK', 'WhereMinMax', 'Textbook', 'emma_loss',
            'textbook_step', 'EveryStep', 'Step', 'Setup', 'make_setup', 'same_algorithm', 'textbook', 'oracle',
-           'interleaved', 'ratios', 'peak_memory', 'free_memory', 'check_memory', 'compare', 'phased_step', 'breakdown',
-           'plot_breakdown', 'Lever', 'Unfused', 'AutogradMinMax', 'OneByOne', 'levers', 'plot_levers', 'scaling',
-           'plot_scaling', 'accuracy', 'run_bench', 'main']
+           'interleaved', 'ratios', 'peak_memory', 'free_memory', 'check_memory', 'compare', 'work', 'ceiling',
+           'phased_step', 'breakdown', 'plot_breakdown', 'Lever', 'Unfused', 'AutogradMinMax', 'OneByOne', 'Graphed',
+           'levers', 'plot_levers', 'scaling', 'plot_scaling', 'accuracy', 'run_bench', 'main']
 
 # %% ../nbs/19c_bench.ipynb #d7e81963
 import argparse, copy, itertools, json, math, os, shutil, tempfile, time
@@ -32,7 +32,7 @@ from .model import GLORO_NETS, LiResNet, build_model, parse_name
 from .train import TrainConfig, check_config, fit, make_config, task_of, train_step
 from .evaluate import evaluate
 from .figures import PALETTE, styled
-from .experiments import provenance
+from .experiments import multiply_adds, provenance
 
 # %% ../nbs/19c_bench.ipynb #6adc2a41
 class WhereMinMax(MinMax):
@@ -162,6 +162,7 @@ class Setup:
     config:TrainConfig    # complete
     adam:dict=field(default_factory=dict) # arguments of AdamW
     note:str=""           # what a lever has to tell
+    kind:type=Step        # of the step
 
     @property
     def name(self):
@@ -174,7 +175,7 @@ class Setup:
         "The library's step."
         x, y, config = self.images, self.labels, self.config
         take = lambda model, optimizer: train_step(model, optimizer, x, y, emma, config.epsilon, config)
-        return Step(copy.deepcopy(self.model), x, take, dict(lr=config.lr, weight_decay=0., **self.adam))
+        return self.kind(copy.deepcopy(self.model), x, take, dict(lr=config.lr, weight_decay=0., **self.adam))
 
 # %% ../nbs/19c_bench.ipynb #1ffb1fc1
 def make_setup(
@@ -362,6 +363,30 @@ def compare(
     peak = [peak_memory(step) for step in steps.values()]
     return table.assign(images_per_s=len(setup.labels)/table.seconds, peak_bytes=peak)
 
+# %% ../nbs/19c_bench.ipynb #19c0e002
+def work(
+    setup:Setup,
+)->float:                 # floating point operations
+    "Of a step's forward and backward pass: 6 for each multiply-add of each image. Constants and loss are not counted."
+    return 6.*sum(multiply_adds(setup.model).values())*len(setup.labels)
+
+def ceiling(
+    device,               # torch.device
+    dtype:str="float32",  # of the matrices: float32, bfloat16
+    n:int|None=None,      # their edge; None: 2048 on a CPU, 8192 on a GPU
+    rounds:int=5,         # how often it is measured
+)->float:                 # FLOP/s
+    "What a product of two n×n matrices reaches: 2n³ over the median of its times."
+    n, took = n or (2048 if device.type == "cpu" else 8192), []
+    a = torch.ones(n, n, device=device, dtype=getattr(torch, dtype))
+    for k in range(rounds+1):                          # the first one is slow
+        _wait(device)
+        began = time.perf_counter()
+        a @ a
+        _wait(device)
+        if k: took.append(time.perf_counter()-began)
+    return 2*n**3/sorted(took)[rounds//2]
+
 # %% ../nbs/19c_bench.ipynb #d23d5513
 PHASES = ("data", "constants", "forward", "loss", "backward", "optimiser")
 
@@ -479,6 +504,24 @@ def _compile(**how):
         return replace(s, note=f"graph breaks: {breaks}")
     return change
 
+class Graphed(Step):
+    "A step that CUDA records once, and plays back as one call."
+    def __post_init__(self):
+        super().__post_init__()
+        here, aside, self.graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):                # what is allocated once comes before the recording
+            for _ in range(3): super().__call__()
+        here.wait_stream(aside)
+        with torch.cuda.graph(self.graph): self.out = super().__call__()
+    def __call__(self)->Tensor:
+        self.graph.replay()
+        return self.out
+
+def _graphed(s):
+    if s.images.device.type != "cuda": raise InputError("CUDA graphs need CUDA")
+    return replace(s, adam=s.adam | dict(capturable=True), kind=Graphed)
+
 LEVERS = {
     "identity folded into the kernel": Lever(True, _swap(LinearResidual, Unfused)),
     "MinMax by max and min, its own gradient": Lever(True, _swap(MinMax, WhereMinMax)),
@@ -493,7 +536,8 @@ LEVERS = {
     "channels last, images and weights": Lever(False, _channels_last),
     "bf16": Lever(False, _bf16),
     "torch.compile": Lever(False, _compile()),
-    "torch.compile, CUDA graphs": Lever(False, _compile(mode="reduce-overhead"))}
+    "torch.compile, CUDA graphs": Lever(False, _compile(mode="reduce-overhead")),
+    "the whole step one CUDA graph": Lever(False, _graphed)}
 
 # %% ../nbs/19c_bench.ipynb #10d944fe
 def levers(
@@ -542,11 +586,13 @@ def scaling(
     device="auto",         # where
     dtype:str="float32",   # of the library's forward and backward
 )->pd.DataFrame:           # a row a point: axis, value, seconds of textbook and library, shares of constants and loss
-    "Half, one and twice the depth, width and batch; one, ten and a hundred times the classes."
+    "Half, one and twice the depth, width and batch (on a GPU, 16 times as well); one, ten and a hundred times the classes."
+    device = pick_device(device)
     depth, width = parse_name(model)
     even = lambda n: max(2, 2*round(n/2))
     values = dict(depth=[max(1, depth//2), depth, 2*depth], width=[even(width/2), width, even(2*width)],
                   classes=[classes, 10*classes, 100*classes], batch=[max(1, batch//2), batch, 2*batch])
+    if device.type == "cuda": values["batch"].append(16*batch)
     rows, known = [], {}
     for axis in axes:
         for value in values[choose(axis, values, "axis")]:
@@ -657,6 +703,10 @@ def run_bench(
     found = compare(setup, rounds)
     tell("steps", "ratio to the textbook's step: medians, smallest and largest of a round",
          found.rename_axis("step").reset_index(), _told_recipes(found))
+    most, flops = ceiling(device, dtype), work(setup)/found.seconds.iloc[-1]
+    report["ceiling"] = dict(matrix_product=most, step=flops, share=flops/most)
+    print(f"\nthe library's step, {dtype}: {flops/1e9:,.0f} GFLOP/s forward and backward, "
+          f"{flops/most:.0%} of the {most/1e9:,.0f} of a matrix product here", flush=True)
     parts = breakdown(setup, rounds)
     shown = pd.DataFrame(dict(phase=parts.index, ms=1e3*parts.seconds, percent=100*parts.share))
     tell("phases", f"the library's step, {dtype}", parts.rename_axis("phase").reset_index(),

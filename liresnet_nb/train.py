@@ -342,7 +342,7 @@ def train_step(
     world:int=1,          # processes that share the step
 )->Tensor:                # summed over the images: loss, right answers, VRA estimate, count; [4], on the device
     "One step of Adam on the loss of the shared batch."
-    count = torch.tensor(float(len(labels)), device=images.device)
+    count = torch.full((), float(len(labels)), device=images.device)       # filled there: nothing to wait for
     if world > 1: dist.all_reduce(count)
     pair = model.pair_est(config.power_steps)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
