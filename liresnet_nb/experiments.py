@@ -144,7 +144,7 @@ GRIDS = _declare(
     Grid("figure3", _Q["figure3"], dict(n_classes=(10, 100, 200), loss=("trades", "emma")), GLYPHS_ONE | dict(track=True)),
     Grid("settings", _Q["settings"], dict(method=_SOUGHT, lr=(1.5e-3, 3e-3, 6e-3)),
          GLYPHS_ONE | dict(n_classes=100, epochs=30, held_out="valid"), (0,)),
-    Grid("power", _Q["power"], dict(method=_SOUGHT | _CONV, power_steps=(1, 2, 4), lr=(3e-3, 6e-3, 1.2e-2)),
+    Grid("power", _Q["power"], dict(method=_SOUGHT | _CONV, power_steps=(1, 2, 4), lr=(3e-3, 6e-3, 1.2e-2, 2.4e-2)),
          GLYPHS | dict(n_classes=100, held_out="valid"), (0,)),
     Grid("convnet", _Q["convnet"], dict(model=("L6W16", "L12W16"), lr=(7.5e-4, 1.5e-3, 3e-3)),
          GLYPHS | dict(n_classes=100, held_out="valid", backbone="convnet"), (0,)),
