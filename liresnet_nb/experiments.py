@@ -107,7 +107,8 @@ _SOUGHT = {f"{loss}-{net}": dict(loss=loss, backbone=net) for loss, net in (
     ("emma", "convnet"), ("emma", "resnet"))}
 _SMALL, _MORE = ("cifar10", "cifar100", "tiny-imagenet"), (0, 1, 2, 3, 4)
 _CONV = {"gloro-6C2F": dict(loss="gloro", model="6C2F", head="plain")}
-_METHODS = {"gloro-6C2F": _CONV["gloro-6C2F"] | dict(lr=6e-3), "emma-L2W32": dict(loss="emma", model="L2W32"), "emma-L6W32": dict(loss="emma", model="L6W32")}
+_METHODS = {"gloro-6C2F": _CONV["gloro-6C2F"] | dict(lr=6e-3),
+            **{f"emma-{m}": dict(loss="emma", model=m) for m in ("L2W32", "L6W32", "L3W64")}}
 
 def _table1():
     "Data set and network of each row of Table 1 that this library trains"
