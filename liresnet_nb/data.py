@@ -280,6 +280,12 @@ def _torchvision():
         for m in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]: del sys.modules[m]
         return importlib.import_module("torchvision")
 
+@functools.cache
+def _transforms():
+    "torchvision's functions on images"
+    _torchvision()
+    return importlib.import_module("torchvision.transforms.v2.functional")
+
 def data_home()->Path:
     "Where data sets lie: the folder LIRESNET_DATA names, or `~/.cache/liresnet_nb`."
     return Path(os.environ.get("LIRESNET_DATA", Path.home()/".cache"/"liresnet_nb"))
@@ -433,13 +439,14 @@ def read_image(
     try:
         with Image.open(path.open() if isinstance(path, Member) else path) as f: img = f.convert("L" if grey else "RGB")
     except (OSError, SyntaxError) as e: raise InputError(f"cannot read image {path}: {e}") from None
+    pixels = torch.from_numpy(np.array(img))
+    pixels = (pixels[..., None] if grey else pixels).permute(2, 0, 1)
     if size is not None and img.size != (size, size):
         scale = (resize or size)/min(img.size)
-        img = img.resize(tuple(max(size, round(s*scale)) for s in img.size), Image.BILINEAR)
-        left, top = (int(u*(s-size)+0.5) for u, s in zip((crop[1], crop[0]), img.size))
-        img = img.crop((left, top, left+size, top+size))
-    array = torch.from_numpy(np.array(img))
-    return (array[..., None] if grey else array).permute(2, 0, 1).contiguous()
+        pixels = _transforms().resize(pixels, [max(size, round(s*scale)) for s in pixels.shape[1:]], antialias=True)
+        top, left = (int(u*(s-size)+0.5) for u, s in zip(crop, pixels.shape[1:]))
+        pixels = _transforms().crop(pixels, top, left, size, size)
+    return pixels.contiguous()
 
 def load_files(
     files,              # paths of images
@@ -447,6 +454,7 @@ def load_files(
     size=None,          # edge in pixels; None: as they are
 )->ImageSet:
     "Read image files into one tensor, in parallel, with a progress bar."
+    if size is not None: _transforms()             # before the threads do
     quiet = len(files) < 2000 or int(os.environ.get("RANK", 0)) > 0
     bar = dict(total=len(files), desc="reading images", disable=quiet, leave=False)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -551,6 +559,7 @@ class StreamSet:
         return torch.stack(images).to(self.device).float()/255
     def _load(self, steps):
         files = _Files(self.files, self.labels, self.size, self.resize)
+        if self.workers: _transforms()             # once, not in each process that is forked
         how = dict(num_workers=self.workers, pin_memory=torch.device(self.device).type == "cuda")
         lost = 0
         for raw, labels, index, bad in torch.utils.data.DataLoader(files, batch_sampler=steps, collate_fn=files.collate, **how):

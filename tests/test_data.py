@@ -6,6 +6,7 @@ import os
 import signal
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from liresnet_nb import data
-from liresnet_nb.core import InputError
+from liresnet_nb.core import InputError, generator
 from liresnet_nb.data import Augment, ImageSet, StreamSet, Task, class_subset, confusions, draw_glyphs, epoch_order, load_task, split_valid, write_imagenet, write_shards
 
 
@@ -269,6 +270,21 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path/"train"/".ipynb_checkpoints").mkdir()                       # hidden folders are no classes
     (tmp_path/"test"/"cow").rename(tmp_path/"test"/"hen")
     with pytest.raises(InputError, match="a class 'hen' that .* lacks"): load_task("folder", data_dir=tmp_path, size=8)
+
+
+@pytest.mark.parametrize("shape", [(37, 50), (50, 37), (32, 32), (300, 31)])
+@pytest.mark.parametrize("grey", [False, True])
+def test_an_image_is_resized_and_cropped_as_pillow_does_it(tmp_path, shape, grey):
+    pixels = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator("resize")).numpy()
+    Image.fromarray(pixels).save(tmp_path/"a.png")
+    for size, resize, crop in ((16, 20, (0., 1.)), (16, 16, (.5, .5)), (24, 28, (1., 0.))):
+        wanted, scale = Image.fromarray(pixels).convert("L" if grey else "RGB"), resize/min(shape)
+        wanted = wanted.resize((round(scale*shape[1]), round(scale*shape[0])), Image.BILINEAR)
+        left, top = (round(u*(n-size)) for u, n in zip((crop[1], crop[0]), wanted.size))
+        wanted = torch.from_numpy(np.array(wanted.crop((left, top, left+size, top+size)))).reshape(size, size, -1).permute(2, 0, 1)
+        found = data.read_image(tmp_path/"a.png", size, crop, resize, grey)
+        assert found.shape == wanted.shape and found.dtype == torch.uint8 and found.is_contiguous()
+        assert (found.int()-wanted.int()).abs().max() <= 1
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
