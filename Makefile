@@ -26,7 +26,7 @@ test: .venv/.development  ## every check: notebooks and library agree, lint, tes
 	$(BIN)/python tools/check.py sync
 	$(BIN)/ruff check
 	$(MAKE) docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 notebooks: .venv/.development  ## run every notebook and every solution (kept by content: again only if something changed)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/check.py notebooks
