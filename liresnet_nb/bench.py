@@ -10,7 +10,7 @@ __all__ = ['FEW', 'MORE', 'RECIPES', 'PHASES', 'LEVERS', 'TRAININGS', 'USUAL', '
            'levers', 'plot_levers', 'scaling', 'plot_scaling', 'accuracy', 'run_bench', 'main']
 
 # %% ../nbs/19c_bench.ipynb #d7e81963
-import argparse, copy, itertools, json, math, os, shutil, tempfile, time
+import argparse, copy, itertools, json, math, os, shutil, tempfile, time, warnings
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -315,7 +315,9 @@ def free_memory(
     device:torch.device,  # where the step runs
 )->float:                 # bytes; infinite where nobody knows
     "What a process can still have."
-    if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":
+        torch.cuda.empty_cache()                          # what torch keeps for later is free as well
+        return torch.cuda.mem_get_info(device)[0]
     try:
         free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])*1024
         limit, used = (Path(f"/sys/fs/cgroup/memory.{k}") for k in ("max", "current"))     # of a container
@@ -378,13 +380,16 @@ def ceiling(
 )->float:                 # FLOP/s
     "What a product of two n×n matrices reaches: 2n³ over the median of its times."
     n, took = n or (2048 if device.type == "cpu" else 8192), []
-    a = torch.ones(n, n, device=device, dtype=getattr(torch, dtype))
-    for k in range(rounds+1):                          # the first one is slow
-        _wait(device)
-        began = time.perf_counter()
-        a @ a
-        _wait(device)
-        if k: took.append(time.perf_counter()-began)
+    a, allowed = torch.randn(n, n, device=device).to(getattr(torch, dtype)), torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32   # as the convolutions may
+    try:
+        for k in range(rounds+1):                      # the first one is slow
+            _wait(device)
+            began = time.perf_counter()
+            a @ a
+            _wait(device)
+            if k: took.append(time.perf_counter()-began)
+    finally: torch.backends.cuda.matmul.allow_tf32 = allowed
     return 2*n**3/sorted(took)[rounds//2]
 
 # %% ../nbs/19c_bench.ipynb #d23d5513
@@ -505,17 +510,18 @@ def _compile(**how):
     return change
 
 class Graphed(Step):
-    "A step that CUDA records once, and plays back as one call."
+    "A step that CUDA records once, after three that warm up, and plays back as one call."
     def __post_init__(self):
         super().__post_init__()
-        here, aside, self.graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):                # what is allocated once comes before the recording
-            for _ in range(3): super().__call__()
-        here.wait_stream(aside)
-        with torch.cuda.graph(self.graph): self.out = super().__call__()
+        with torch.cuda.device(self.images.device):
+            here, aside, self.graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):            # what is allocated once comes before the recording
+                for _ in range(3): super().__call__()
+            here.wait_stream(aside)
+            with torch.cuda.graph(self.graph): self.out = super().__call__()
     def __call__(self)->Tensor:
-        self.graph.replay()
+        with torch.cuda.device(self.images.device): self.graph.replay()
         return self.out
 
 def _graphed(s):
@@ -585,7 +591,7 @@ def scaling(
     rounds:int=3,          # how often each step is measured
     device="auto",         # where
     dtype:str="float32",   # of the library's forward and backward
-)->pd.DataFrame:           # a row a point: axis, value, seconds of textbook and library, shares of constants and loss
+)->pd.DataFrame:           # a row a point: axis, value, seconds of textbook and library, shares of constants and loss; NaN: does not fit
     "Half, one and twice the depth, width and batch (on a GPU, 16 times as well); one, ten and a hundred times the classes."
     device = pick_device(device)
     depth, width = parse_name(model)
@@ -599,10 +605,13 @@ def scaling(
             point = dict(depth=depth, width=width, classes=classes, batch=batch) | {axis: value}
             L, W, m, B = key = tuple(point.values())
             if key not in known:
-                check_memory(make_setup(f"L{L}W{W}", size, m, MORE, device), B)
-                setup = make_setup(f"L{L}W{W}", size, m, B, device, dtype)
-                seconds = ratios(interleaved(dict(textbook=textbook(setup), library=setup.step()), rounds)).seconds
-                known[key] = dict(seconds) | dict(breakdown(setup, rounds).share[["constants", "loss"]])
+                known[key] = dict.fromkeys(("textbook", "library", "constants", "loss"), math.nan)
+                try: check_memory(make_setup(f"L{L}W{W}", size, m, MORE, device), B)
+                except InputError as e: warnings.warn(f"{axis} {value}: {e}", stacklevel=2)
+                else:
+                    setup = make_setup(f"L{L}W{W}", size, m, B, device, dtype)
+                    seconds = ratios(interleaved(dict(textbook=textbook(setup), library=setup.step()), rounds)).seconds
+                    known[key] = dict(seconds) | dict(breakdown(setup, rounds).share[["constants", "loss"]])
             rows.append(dict(axis=axis, value=value) | known[key])
     return pd.DataFrame(rows).drop_duplicates(["axis", "value"], ignore_index=True)
 
@@ -667,10 +676,10 @@ def _told(table, **formats):
     return table.to_string(index=False, formatters={k: f.format for k, f in formats.items()}, na_rep="-")
 
 def _told_recipes(table):
-    shown = dict(step=table.index, ms=1e3*table.seconds, images_per_s=table.images_per_s, peak_MB=table.peak_bytes/1e6,
+    shown = dict(step=table.index, ms=1e3*table.seconds, images_per_s=table.images_per_s.map("{:#.3g}".format), peak_MB=table.peak_bytes/1e6,
                  ratio=table.ratio, low=table.low, high=table.high)
     ratio = dict.fromkeys(("ratio", "low", "high"), "{:.2f}")
-    return _told(pd.DataFrame(shown), ms="{:.1f}", images_per_s="{:.0f}", peak_MB="{:.0f}", **ratio)
+    return _told(pd.DataFrame(shown), ms="{:.1f}", peak_MB="{:.0f}", **ratio)
 
 def run_bench(
     args,                # parsed words of the command line

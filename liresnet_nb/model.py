@@ -150,7 +150,7 @@ class GloroNet(nn.Module):
     )->Tensor:
         "The product of the layers' estimates, 0-d, differentiable: everything before the head."
         known, total = self._known(power_steps), self.head.weight.new_ones(())
-        for layer in self.body: total = total*layer.lipschitz_est(known).to(total)
+        for layer in self.body: total = total*layer.lipschitz_est(known).to(total.dtype)   # a 1 on the CPU need not move
         return total
 
     def pair_est(self,

@@ -4,10 +4,13 @@ import json
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import liresnet_nb.bench as bench
 from liresnet_nb.core import InputError
@@ -108,19 +111,59 @@ def test_levers_that_cannot_be_pulled_say_why(setup, monkeypatch):
     assert len(bench.plot_levers(table).data) == 2
 
 
+class OnOneDevice(TorchDispatchMode):
+    "Fails where a number leaves its device, or comes from another one."
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        where = {t.device.type for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+        copied = name in ("_to_copy", "copy_", "_copy_from", "index", "index_put_")
+        assert not (copied and len(where) > 1) and name not in ("_local_scalar_dense", "lift_fresh"), f"{name} {where}"
+        return out
+
+
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_step_never_asks_the_device_for_a_number(setup, loss, monkeypatch):
+def test_a_step_never_waits_for_the_device(setup, loss, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: nullcontext())    # it does not know this device
-    x, y = setup.images.to("meta"), setup.labels.to("meta")          # a device without numbers: whoever asks fails
+    x, y = setup.images.to("meta"), setup.labels.to("meta")          # without numbers: whoever asks for one fails
     model = copy.deepcopy(setup.model).to("meta")
-    train_step(model, torch.optim.AdamW(model.parameters()), x, y, get_loss(loss), 0.1, setup.config)
-    with pytest.raises(RuntimeError): x.sum().item()
+    optimizer = SimpleNamespace(zero_grad=model.zero_grad, step=lambda: None)        # torch's own counts on the CPU
+    def made(*a, **k): raise AssertionError("torch.tensor copies from the CPU")       # which the mode below is not told
+    with monkeypatch.context() as m, OnOneDevice():
+        m.setattr(torch, "tensor", made)
+        train_step(model, optimizer, x, y, get_loss(loss), 0.1, setup.config)
+    at = torch.tensor([0])
+    for wrong in (lambda: x.sum().item(), lambda: torch.ones(()).to(x), lambda: x[at]):
+        with pytest.raises((RuntimeError, AssertionError)), OnOneDevice(): wrong()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need CUDA")
+def test_a_recorded_step_is_the_step():
+    start = bench.make_setup("L2W8", size=16, batch=bench.MORE, device="cuda")
+    plain, graphed = start.step(), bench.LEVERS["the whole step one CUDA graph"].change(start).step()
+    for _ in range(3+5): plain()
+    for _ in range(5): graphed()
+    for p, q in zip(plain.model.parameters(), graphed.model.parameters()): torch.testing.assert_close(p, q)
 
 
 def test_the_work_of_a_step_is_counted_by_hand(setup):
     stem, blocks, neck, dense, head = 8*8*8*3*5*5, 2*8*8*8*8*3*3, 16*2*2*8*4*4, 64*256, 10*256
     assert bench.work(setup) == 6*len(setup.labels)*(stem+blocks+neck+dense+head)
-    assert bench.ceiling(torch.device("cpu"), n=64, rounds=1) > 0
+
+
+def test_the_ceiling_is_the_work_of_a_product_over_its_time(monkeypatch):
+    ticks = iter([0., 10., 12., 20., 21., 30., 34.])         # the first is thrown away; then 2, 1 and 4 seconds
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert bench.ceiling(torch.device("cpu"), n=8, rounds=3) == 2*8**3/2
+
+
+def test_a_point_that_does_not_fit_is_left_out_of_the_growth(monkeypatch):
+    def refuse(few, batch):
+        if batch == 4: raise InputError("a batch of 4 does not fit")
+    monkeypatch.setattr(bench, "check_memory", refuse)
+    with pytest.warns(UserWarning, match="batch 4: .*does not fit"):
+        table = bench.scaling("L1W4", size=8, batch=2, axes=("batch",), rounds=1, device="cpu")
+    assert table.library.isna().tolist() == [False, False, True]
 
 
 def test_the_network_has_no_graph_breaks(setup):

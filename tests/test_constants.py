@@ -131,17 +131,20 @@ def test_grouped_power_step_equals_one_step_a_layer():
 def test_a_large_stack_goes_one_operator_at_a_time_and_says_the_same(monkeypatch):
     g = generator("large stack")
     kernel, v = torch.randn(3, 4, 2, 3, 3, generator=g).double().requires_grad_(), torch.randn(3, 2, 8, 8, generator=g).double()
-    seen, conv2d = [], F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda *a, **k: seen.append(k["groups"]) or conv2d(*a, **k))
+    seen = []
+    def watch(home, name):
+        usual = getattr(home, name)
+        monkeypatch.setattr(home, name, lambda *a, **k: seen.append((name, k["groups"])) or usual(*a, **k))
+    watch(F, "conv2d"); watch(torch.nn.grad, "conv2d_input")
     def numbers():
         moved = krylov_step(kernel.detach(), v, 2, 1)
         estimate = power_estimate(kernel, moved, 2, 1)
         return moved, estimate.detach(), torch.autograd.grad(estimate.sum(), kernel)[0], power_residual(kernel.detach(), moved, 2, 1)
     together = numbers()
-    assert set(seen) == {3}
+    assert set(seen) == {("conv2d", 3), ("conv2d_input", 3)}
     seen.clear(); monkeypatch.setattr("liresnet_nb.lipschitz._LARGE", kernel.numel()-1)
     for a, b in zip(together, numbers()): assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
-    assert set(seen) == {1}
+    assert set(seen) == {("conv2d", 1), ("conv2d_input", 1)}
 
 
 def test_fused_residual_block_equals_the_textbook_block():
