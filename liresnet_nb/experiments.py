@@ -801,6 +801,8 @@ def main(
     add("--data", metavar="NAME", help="this data set only; at laptop scale, instead of glyphs")
     add("--classes", type=int, nargs="+", metavar="N", help="numbers of classes")
     add("--seeds", type=int, nargs="+", metavar="N", help="seeds of weights, order and augmentation")
+    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="these values only of what varies, or of a field of "
+        "TrainConfig: loss=emma,trades epochs=5")
     add("--out", default="runs", metavar="FOLDER", help="the experiment gets a folder NAME-SCALE in it; runs if not given")
     add("--workers", type=int, default=1, metavar="N", help="cells at a time")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")
@@ -810,7 +812,7 @@ def main(
     add("--keep-weights", action="store_true", help="keep the checkpoints of finished cells")
 
     def go(args):
-        found = grid(args.name, args.scale, args.data, args.classes, args.seeds)
+        found = grid(args.name, args.scale, args.data, args.classes, args.seeds, **_fields(args.set))
         folder = Path(args.out)/f"{found.name}-{found.scale}"
         print(f"{found.name}, {found.scale}: {found.question}")
         if args.dry_run: return print(_told_plan(found, folder, args))
@@ -822,6 +824,24 @@ def main(
         print(f"one folder a cell: {folder}")
         status.append(int(bool(len(failed)) or len(table) < len(found.rows())))
     return run_command(go, parser, argv) or sum(status)
+
+def _fields(words):
+    "loss=emma,trades epochs=5 -> dict(loss=[\"emma\", \"trades\"], epochs=5)"
+    found = {}
+    for word in words:
+        name, _, values = word.partition("=")
+        if not name or not values: raise InputError(f"--set has {word!r}: wanted NAME=VALUE, or NAME=VALUE,VALUE")
+        if name in ("name", "scale", "data", "classes", "seeds"):
+            raise InputError(f"--set has {name}: wanted a field of TrainConfig or what varies; {name} has an option of its own")
+        found[name] = values[0] if len(values := [_value(v) for v in values.split(",")]) == 1 else values
+    return found
+
+def _value(word):
+    if word in ("true", "false"): return word == "true"
+    for kind in (int, float):
+        try: return kind(word)
+        except ValueError: pass
+    return word
 
 def _told_plan(grid, folder, args):
     "The plan as text for the terminal"

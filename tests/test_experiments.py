@@ -355,6 +355,18 @@ def test_the_command(tmp_path, capsys):
     assert all(g.question in capsys.readouterr().out.replace("\n", " ") for g in [ex.GRIDS["table2", "laptop"]])
 
 
+def test_the_command_narrows_what_varies_and_pins_fields(capsys):
+    def plan(*words): return ex.main(["table2", "--device", "cpu", "--dry-run", "--classes", "10", "--seeds", "0", "--set", *words])
+    assert plan("loss=emma,trades", "backbone=liresnet", "model=L1W8", "epochs=3", "lr=1e-3") == 0
+    said = capsys.readouterr().out
+    assert "2 cells (0 finished" in said and "loss=trades-backbone=liresnet-seed=0" in said
+    assert ex._fields(["lr=1e-3", "epochs=5,6", "track=true", "dtype=bfloat16"]) == dict(lr=1e-3, epochs=[5, 6], track=True, dtype="bfloat16")
+    for words, message in ((["epochs"], "wanted NAME=VALUE"), (["=3"], "wanted NAME=VALUE"), (["loss="], "wanted NAME=VALUE"), (["classes=3"], "an option of its own"),
+                           (["epoch=3"], "did you mean 'epochs'"), (["backbone=convent"], "did you mean 'convnet'"), (["epochs=many"], "epochs is 'many'")):
+        status, told = plan(*words), capsys.readouterr()
+        assert message in told.err+told.out and status == (0 if words == ["epochs=many"] else 2), (words, told)
+
+
 def test_the_command_runs_and_tells_failures(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(ex.GRIDS, ("tiny", "laptop"), TINY)
     assert ex.main(["tiny", "--out", str(tmp_path), "--device", "cpu"]) == 0
