@@ -762,7 +762,7 @@ def main(
     add("--levers", action="store_true", help="measure each idea alone (compiles as well: minutes)")
     add("--scaling", action="store_true", help="measure depths, widths, classes and batches (minutes)")
     add("--accuracy", nargs="+", choices=TASKS, metavar="TASK",
-        help="train with either step, three seeds (digits, glyphs: a quarter of an hour each)")
+        help="train with either step, three seeds (digits: about ten minutes, glyphs: three)")
     add("--out", metavar="FILE", help="write all numbers there, as JSON")
     return run_command(run_bench, parser, argv)
 
