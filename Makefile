@@ -11,11 +11,11 @@ help:  ## this list
 
 .venv/.library: settings.ini setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
 .venv/.development: .venv/.library
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: .venv/.library  ## train a LiResNet on the embedded digits, certify it, write a report (about two minutes)
