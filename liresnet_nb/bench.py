@@ -605,13 +605,14 @@ def scaling(
             point = dict(depth=depth, width=width, classes=classes, batch=batch) | {axis: value}
             L, W, m, B = key = tuple(point.values())
             if key not in known:
+                few = make_setup(f"L{L}W{W}", size, m, MORE, device)
                 known[key] = dict.fromkeys(("textbook", "library", "constants", "loss"), math.nan)
-                try: check_memory(make_setup(f"L{L}W{W}", size, m, MORE, device), B)
-                except InputError as e: warnings.warn(f"{axis} {value}: {e}", stacklevel=2)
-                else:
+                try:
+                    check_memory(few, B)
                     setup = make_setup(f"L{L}W{W}", size, m, B, device, dtype)
                     seconds = ratios(interleaved(dict(textbook=textbook(setup), library=setup.step()), rounds)).seconds
                     known[key] = dict(seconds) | dict(breakdown(setup, rounds).share[["constants", "loss"]])
+                except InputError as e: warnings.warn(f"{axis} {value}: {e}", stacklevel=2)    # memory: all else was checked for `few`
             rows.append(dict(axis=axis, value=value) | known[key])
     return pd.DataFrame(rows).drop_duplicates(["axis", "value"], ignore_index=True)
 
@@ -676,7 +677,8 @@ def _told(table, **formats):
     return table.to_string(index=False, formatters={k: f.format for k, f in formats.items()}, na_rep="-")
 
 def _told_recipes(table):
-    shown = dict(step=table.index, ms=1e3*table.seconds, images_per_s=table.images_per_s.map("{:#.3g}".format), peak_MB=table.peak_bytes/1e6,
+    rate = table.images_per_s.map(lambda r: f"{r:.0f}" if r >= 10 else f"{r:.2g}")
+    shown = dict(step=table.index, ms=1e3*table.seconds, images_per_s=rate, peak_MB=table.peak_bytes/1e6,
                  ratio=table.ratio, low=table.low, high=table.high)
     ratio = dict.fromkeys(("ratio", "low", "high"), "{:.2f}")
     return _told(pd.DataFrame(shown), ms="{:.1f}", peak_MB="{:.0f}", **ratio)

@@ -831,7 +831,7 @@ def _fields(words):
     for word in words:
         name, _, values = word.partition("=")
         if not name or not values: raise InputError(f"--set has {word!r}: wanted NAME=VALUE, or NAME=VALUE,VALUE")
-        if name in ("name", "scale", "data", "classes", "seeds"):
+        if name in ("name", "scale", "data", "data_dir", "classes", "seed", "seeds", "device"):
             raise InputError(f"--set has {name}: wanted a field of TrainConfig or what varies; {name} has an option of its own")
         found[name] = values[0] if len(values := [_value(v) for v in values.split(",")]) == 1 else values
     return found

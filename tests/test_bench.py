@@ -164,6 +164,17 @@ def test_a_point_that_does_not_fit_is_left_out_of_the_growth(monkeypatch):
     with pytest.warns(UserWarning, match="batch 4: .*does not fit"):
         table = bench.scaling("L1W4", size=8, batch=2, axes=("batch",), rounds=1, device="cpu")
     assert table.library.isna().tolist() == [False, False, True]
+    monkeypatch.setattr(bench, "check_memory", lambda few, batch: None)
+    def runs_out(setup, rounds):
+        with bench._memory_told(4):
+            if len(setup.labels) == 4: raise MemoryError
+            return measured(setup, rounds)
+    measured = bench.breakdown
+    monkeypatch.setattr(bench, "breakdown", runs_out)            # foretold wrongly
+    with pytest.warns(UserWarning, match="batch 4: .*try --batch 2"):
+        table = bench.scaling("L1W4", size=8, batch=2, axes=("batch",), rounds=1, device="cpu")
+    assert table.library.isna().tolist() == [False, False, True]
+    with pytest.raises(InputError, match="size"): bench.scaling("L1W4", size=0, batch=2, device="cpu")
 
 
 def test_the_network_has_no_graph_breaks(setup):

@@ -361,7 +361,7 @@ def test_the_command_narrows_what_varies_and_pins_fields(capsys):
     said = capsys.readouterr().out
     assert "2 cells (0 finished" in said and "loss=trades-backbone=liresnet-seed=0" in said
     assert ex._fields(["lr=1e-3", "epochs=5,6", "track=true", "dtype=bfloat16"]) == dict(lr=1e-3, epochs=[5, 6], track=True, dtype="bfloat16")
-    for words, message in ((["epochs"], "wanted NAME=VALUE"), (["=3"], "wanted NAME=VALUE"), (["loss="], "wanted NAME=VALUE"), (["classes=3"], "an option of its own"),
+    for words, message in ((["epochs"], "wanted NAME=VALUE"), (["=3"], "wanted NAME=VALUE"), (["loss="], "wanted NAME=VALUE"), (["classes=3"], "an option of its own"), (["seed=3"], "an option of its own"),
                            (["epoch=3"], "did you mean 'epochs'"), (["backbone=convent"], "did you mean 'convnet'"), (["epochs=many"], "epochs is 'many'")):
         status, told = plan(*words), capsys.readouterr()
         assert message in told.err+told.out and status == (0 if words == ["epochs=many"] else 2), (words, told)
