@@ -79,6 +79,8 @@ def check_weights(
     kernel:Tensor,         # weights as applied, any shape
 )->Tensor:                 # in float64: on its own device, or on the CPU where that has no float64
     "`kernel` in float64, or an `InputError` for weights that are not finite or not normal."
+    if not kernel.is_floating_point():
+        raise InputError(f"weights of shape {list(kernel.shape)} are {kernel.dtype}: wanted real floating-point numbers")
     found = f"weights of shape {list(kernel.shape)} hold"
     if not torch.isfinite(kernel).all(): raise InputError(f"{found} NaN or infinity: nothing can be proved about them")
     small = kernel.abs()
@@ -243,6 +245,7 @@ class PairBound:
     image_shape:tuple       # (C,H,W) the constants hold for
     weights:str=""          # SHA-256 of the weights they were proved for
     operators:tuple=()      # (name, Bound) of each linear operator inside the layers
+    mode:str="any"          # "eval": holds for the network in eval() only
     def __repr__(self):
         off = self.matrix[~torch.eye(len(self.matrix), dtype=torch.bool)]
         found = f"pairs {off.min():.4g} to {off.max():.4g}"

@@ -19,8 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, check_whole, choose, processes
 from .data import ImageSet, Task, data_home
+from .rounding import gamma
 from .bounds import PairBound
-from .model import ARITHMETIC, GloroNet
+from .declared import unchanged
+from .model import ARITHMETIC, GloroNet, fingerprint_of
 from .margins import certified_radius, check_logits, vra
 from .train import Run, load_run, task_of
 
@@ -76,17 +78,21 @@ def certify(
     epsilon = check_epsilon(epsilon)
     check_images(images, model.image_shape)
     choose(arithmetic, ARITHMETIC, "arithmetic")
-    proved = _proved(model, pair_bound, proof)
-    table = _table([_rows(model, _run(model, part, arithmetic), proved, arithmetic) for part in images.split(batch)])
+    with unchanged(model.prints, "certified") as prints:
+        proved = _proved(model, pair_bound, prints, proof)
+        table = _table([_rows(model, _run(model, part, arithmetic), proved, arithmetic) for part in images.split(batch)])
     return table.assign(certified=table.radius > epsilon)
 
-def _proved(model, pair_bound, proof, progress=False):
-    if pair_bound is None: return model.pair_bound(proof, progress=progress)
+def _proved(model, pair_bound, prints, proof, progress=False):
+    "The constants of the network with these prints: proved now, or given and proved for this very one"
+    if pair_bound is None: pair_bound = model.pair_bound(proof, progress=progress)
     if not isinstance(pair_bound, PairBound):
         raise InputError(f"a certificate needs a PairBound (model.pair_bound()), not a {type(pair_bound).__name__}")
-    if (pair_bound.weights, pair_bound.image_shape) != (model.fingerprint(), model.image_shape):
+    if (pair_bound.weights, pair_bound.image_shape) != (fingerprint_of(prints), model.image_shape):
         raise InputError("the constants were proved for another model, or for weights it has no more: "
                          "prove them anew with model.pair_bound()")
+    if pair_bound.mode == "eval" and any(m.training for m in model.modules()):
+        raise InputError("the constants were proved for the network in eval(), where it answers differently: call model.eval()")
     return pair_bound
 
 def _run(model, images, arithmetic):
@@ -106,8 +112,7 @@ def _rows(model, run, proved, arithmetic):
     "A row an image: prediction, margin over the runner-up, certified radius"
     logits = run.logits.cpu().double()
     top = logits.topk(2, 1)
-    slack, growth = model.rounding(run, proved, logits.argmax(1), arithmetic)
-    radius = certified_radius(logits, proved, slack, growth)
+    radius = certified_radius(logits, proved, model.rounding(run, proved, arithmetic=arithmetic))
     if arithmetic != "real":     # a claim about pixels in [0,1]: no two such images lie farther apart than this
         radius = torch.where(radius > math.prod(model.image_shape)**.5, torch.inf, radius)
     return dict(pred=logits.argmax(1), margin=top.values[:, 0]-top.values[:, 1], radius=radius)
@@ -130,14 +135,16 @@ def nearest_neighbour(
     train:ImageSet,     # what is known
     test:ImageSet,      # what is asked
 )->pd.DataFrame:        # a row an image: index, label, pred, radius
-    "The 1-nearest-neighbour classifier and its certified l2 radius."
+    "The 1-nearest-neighbour classifier and its certified l2 radius, rounded down."
     known, rows = train.images().flatten(1).double(), []
+    wrong = float(gamma(known.shape[1]+4))          # of each distance, relatively
     for images, labels, index in test.batches(256):
         d = torch.cdist(images.flatten(1).double(), known, compute_mode="donot_use_mm_for_euclid_dist")
         nearest = d.argmin(1)
         pred = train.labels[nearest]
         other = d.masked_fill(train.labels == pred[:, None], torch.inf).amin(1)
-        rows.append(pd.DataFrame(dict(index=index, label=labels, pred=pred, radius=(other-d.amin(1))/2)))
+        radius = ((other*(1-wrong)-d.amin(1)*(1+wrong))/2*(1-2**-50)).clamp_min(0)
+        rows.append(pd.DataFrame(dict(index=index, label=labels, pred=pred, radius=radius)))
     return pd.concat(rows, ignore_index=True)
 
 # %% ../nbs/11_evaluate.ipynb #cb1310b2
@@ -215,22 +222,24 @@ def evaluate(
     epsilons = tuple(check_epsilon(e, zero=True) for e in epsilons)
     choose(arithmetic, ARITHMETIC, "arithmetic")
     with processes(model.device) as (rank, world, device):
-        return _evaluate(model.to(device), task.test, epsilons, batch, progress and rank == 0, arithmetic,
-                         proof, pair_bound, rank, world)
+        model = model.to(device)
+        with unchanged(model.prints, "evaluated") as prints:
+            return _evaluate(model, task.test, epsilons, batch, progress and rank == 0, arithmetic,
+                             proof, pair_bound, prints, rank, world)
 
-def _evaluate(model, test, epsilons, batch, progress, arithmetic, proof, proved, rank, world):
+def _evaluate(model, test, epsilons, batch, progress, arithmetic, proof, proved, prints, rank, world):
     "`evaluate`, once everything is known; of several processes each takes its share of the images"
     clock = [time.perf_counter()]
     if world > 1 and proved is None:     # proved once
-        box = [_proved(model, None, proof, progress) if rank == 0 else None]
+        box = [_proved(model, None, prints, proof, progress) if rank == 0 else None]
         dist.broadcast_object_list(box)
         proved, = box
-    proved = _proved(model, proved, proof, progress)
+    proved = _proved(model, proved, prints, proof, progress)
     constants = pd.DataFrame(model.constants(proved=proved))
     estimate = constants.estimate.prod()
     loose = proved.sub_lipschitz.value/estimate if estimate > 0 else 1.
     seconds, rows = dict(constants=time.perf_counter()-clock[0], forward=0., certificates=0.), []
-    low = model.lipschitz_low(test.images(slice(0, 16)).to(model.device))
+    low = model.lipschitz_low(test.images(slice(0, 16)).to(model.device), proved=proved)
     part = test if world == 1 else test.subset(torch.arange(rank, len(test), world))
     part, steps = part.to(model.device), -(-len(part)//batch)
     bar = dict(total=steps, desc="certifying", disable=not progress or steps <= 4, leave=False)

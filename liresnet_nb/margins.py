@@ -9,6 +9,7 @@ __all__ = ['check_logits', 'margins', 'certified_radius', 'bot_logit', 'threaten
 import torch
 from torch import Tensor
 from .core import InputError, check_epsilon
+from .rounding import Account, check_account
 from .bounds import PairBound
 
 # %% ../nbs/08_margins.ipynb #8369c4fe
@@ -46,12 +47,12 @@ def _matrix(pair_bound, logits):
 def certified_radius(
     logits:Tensor,           # class scores, [B,m]
     pair_bound:PairBound,    # proved constants of logit j minus logit i, [m,m], logits per unit pixel-l2
-    slack=0.,                # what rounding may have taken from the margins, [B,m]; 0: logits are exact
-    growth=0.,               # what it may take more per unit of radius, [B,m]
+    account:Account,         # what rounding may have taken from the margins; `EXACT`: nothing
 )->Tensor:                   # l2 radius, [B], float64 on the CPU, [0,1] pixels; 0 at a tie, may be infinite
     "Radius within which the prediction cannot change (GloRo, arXiv:2102.08452)."
     f = check_logits(logits.detach()).cpu().double()
     K = _matrix(pair_bound, logits)
+    slack, growth = check_account(account)
     pred = f.argmax(1)
     gap, rows = margins(f)*(1-2**-50)-slack*(1+2**-50), (K[pred]+growth)*(1+2**-50)
     ratio = torch.where(gap > 0, gap/rows, 0.)            # a positive margin over a zero constant is infinite

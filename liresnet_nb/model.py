@@ -4,24 +4,27 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'BLOCKS', 'HEADS', 'KINDS', 'GLORO_NETS', 'ARITHMETIC', 'ModelConfig', 'parse_name', 'model_config',
-           'GloroNet', 'Plain', 'stem_shape', 'NamedNet', 'LiResNet', 'ConvNet', 'ResNet', 'GloroConvNet',
-           'build_model', 'named_net', 'n_parameters']
+           'GloroNet', 'fingerprint_of', 'in_mode', 'check_low', 'Plain', 'stem_shape', 'NamedNet', 'LiResNet',
+           'ConvNet', 'ResNet', 'GloroConvNet', 'build_model', 'named_net', 'n_parameters']
 
 # %% ../nbs/07_model.ipynb #d43df775
-import hashlib, math, re
+import contextlib, hashlib, math, re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .core import InputError, choose, full_precision, generator, seeded, tensor_bytes
+from .core import InputError, choose, full_precision, generator, seeded
 from .lipschitz import krylov_step, norm, power_estimate, power_residual, power_step, unit
-from .rounding import TINY, UNIT, gamma, lengths_up, up
-from .bounds import PairBound, check_bound, pair_bound
+from .rounding import TINY, UNIT, Account, gamma, lengths_up, up
+from .bounds import Bound, PairBound, check_bound, pair_bound
 from .layers import Centre, Conv, Dense, Flatten, Head, Householder, LinearOperator, LinearResidual, LipschitzLayer
-from .layers import MinMax, NormalizedHead, Residual, check_hooks, check_layer, pair_distances, roundings, summed
+from .layers import MinMax, NormalizedHead, Residual, check_shapes, pair_distances, roundings, summed
+from .declared import check_global_hooks, check_hooks, check_layer, check_protocol, layer_prints, tell, unchanged
 
 # %% ../nbs/07_model.ipynb #13992459
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class GloroNet(nn.Module):
         power_steps:int=0,   # move the power vectors on first, with so many products
     )->Tensor:
         "The product of the layers' estimates, 0-d, differentiable: everything before the head."
-        known, total = self._known(power_steps), self.head.weight.new_ones(())
+        known, total = self._known(power_steps), next(self.parameters()).new_ones(())
         for layer in self.body: total = total*layer.lipschitz_est(known).to(total.dtype)   # a 1 on the CPU need not move
         return total
 
@@ -172,49 +175,16 @@ class GloroNet(nn.Module):
         progress:bool=False,   # show a bar?
     )->PairBound:
         "K_ji as a certificate needs it, proved for the weights of the moment."
-        self._check()
-        layers, operators = [], []
         bar = tqdm(desc="proving", unit=" steps", disable=not progress, leave=False)
-        self._shapes()       # refuses layers that do not fit each other
-        with full_precision(), bar:
+        with unchanged(self.prints, "proved") as prints, full_precision(), bar:
+            shapes, mode, layers, operators = self._shapes(), self._mode(), [], []
             for k, layer in enumerate(self.body):
-                try:
-                    inside = {name: op for name, op in layer.named_modules() if isinstance(op, LinearOperator)}
-                    known = {op: op.prove(*_asked(claims, f"{k}.{n}".rstrip("."), proof), bar.update)
-                             for n, op in inside.items()}
-                    operators += [(f"{k}.{n}".rstrip("."), known[op]) for n, op in inside.items()]
-                    layers.append((f"{k} {type(layer).__name__}", check_bound(layer.lipschitz_bound(known))))
-                    bar.update()
-                except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
-            return pair_bound(self.head.rows(), layers, self.image_shape, self.fingerprint(), tuple(operators))
-
-    def _check(self):
-        "Now, not when the network was made: layers that declare their constants, and nothing behind their backs"
-        if type(self).forward is not GloroNet.forward:
-            name = type(self).__name__
-            raise InputError(f"{name} has a forward of its own, which no constant covers: write a layer instead")
-        _check_layers(self.body)
-        for name, module in (("the network", self), ("the head", self.head)): check_hooks(name, module)
-
-    def fingerprint(self)->str:
-        "SHA-256 of all that decides the logits: layers, their settings, weights and buffers; not the power vectors."
-        digest = hashlib.sha256()
-        for name, module in self.named_modules(remove_duplicate=False):
-            digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__}".encode())
-            state = {**vars(module), **module._parameters, **module._buffers}
-            for k, v in sorted(state.items()):
-                if not k.startswith("_") and k not in ("training", "power_vector"): _tell(digest, k, v)
-        return digest.hexdigest()
-
-    def _shapes(self):
-        "The shape of what enters each layer; `InputError` where one does not fit the next"
-        x, shapes = torch.zeros(1, *self.image_shape).to(next(self.parameters())), []
-        for k, layer in enumerate(self.body):
-            shapes.append(tuple(x.shape[1:]))
-            try: x = layer(x)
-            except (InputError, RuntimeError) as e:
-                raise InputError(f"layer {k} ({type(layer).__name__}) does not fit what comes before: {e}") from None
-        return shapes
+                found, inside = self._prove_layer(k, shapes[k], proof, claims, bar)
+                layers.append(found); operators += inside
+            rows, _ = self._head()
+            proved = pair_bound(rows, layers, self.image_shape, fingerprint_of(prints), tuple(operators))
+            self._check_pairs(proved)
+        return replace(proved, mode=mode)
 
     @torch.no_grad()
     def constants(self,
@@ -230,7 +200,8 @@ class GloroNet(nn.Module):
         finally:
             for op, v in kept.items(): op.power_vector.copy_(v)
         proved, rows = self.pair_bound() if proved is None else proved, []
-        for layer, low, (name, bound) in zip(self.body, lows, proved.layers):
+        for layer, low, (name, bound) in zip(self.body, lows, proved.layers, strict=True):
+            check_low(f"layer {name}", low, bound)
             inside = [residuals[op] for op in layer.modules() if op in residuals]
             estimate = layer.lipschitz_est(known).item()
             if estimate > bound.value*(1+1e-4):
@@ -248,17 +219,130 @@ def _check_layers(layers):
         for name, inside in layer.named_modules():
             if isinstance(inside, LipschitzLayer): check_layer(f"{k}.{name}".rstrip("."), inside)
 
-def _tell(digest, name, value):
-    "Feed a setting or a tensor to the hash; of other objects, only their type"
-    digest.update(f"{name} {type(value).__name__} ".encode())
-    if isinstance(value, Tensor):
-        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        digest.update(tensor_bytes(value))
-    elif isinstance(value, dict):
-        for k, v in value.items(): _tell(digest, k, v)
-    elif isinstance(value, (list, tuple)):
-        for k, v in enumerate(value): _tell(digest, k, v)
-    elif isinstance(value, (int, float, str, type(None))): digest.update(repr(value).encode())
+def _check_class(model):
+    "A subclass may say how a network is built; what it computes is said by `GloroNet`"
+    mro, free = type(model).__mro__, ("__init__", "__repr__", "extra_repr")
+    for cls in mro[:mro.index(GloroNet)]:
+        for k in vars(cls):
+            computes = callable(usual := getattr(GloroNet, k, None)) or isinstance(usual, property)
+            if computes and k not in free:
+                raise InputError(f"{cls.__name__} has a {k} of its own, which no constant covers: write a layer instead")
+
+@patch
+def _check(self:GloroNet):
+    "Now, not when the network was made: layers that declare their constants, and nothing behind their backs"
+    _check_class(self)
+    if type(self.body) is not nn.Sequential:
+        raise InputError(f"the body is a {type(self.body).__name__}, which may run its layers as it likes: wanted nn.Sequential")
+    _check_layers(self.body)
+    for k, layer in enumerate(self.body): check_protocol(f"layer {k} ({type(layer).__name__})", layer)
+    for name, module in (("the network", self), ("the head", self.head)): check_hooks(name, module)
+    check_global_hooks()
+
+# %% ../nbs/07_model.ipynb #c2b18ba5
+@patch
+def _head(self:GloroNet):
+    "Rows and bias of the head, as applied"
+    head = self.head
+    rows, bias = (head.applied() if hasattr(head, "applied") else dict(rows=head.rows(), bias=head.bias)).values()
+    try: check_shapes(rows, bias, rows.shape[1:])
+    except InputError as e: raise InputError(f"the head: {e}") from None
+    if len(rows) != self.n_classes:
+        raise InputError(f"the head has {len(rows)} rows for {self.n_classes} classes: wanted a row a class")
+    apart, size = (rows-head.rows()).abs().max(), rows.abs().max()
+    if apart > 1e-5*size: raise InputError(f"the head applies rows that differ from rows() by {apart:.3g}: wanted the same rows")
+    return rows.detach(), bias.detach()
+
+@patch
+@torch.no_grad()
+def _shapes(self:GloroNet):
+    "The shape of what enters each layer; `InputError` where one does not fit the next"
+    x, shapes = torch.zeros(2, *self.image_shape).to(next(self.parameters())), []
+    for k, layer in enumerate(self.body):
+        shapes.append(tuple(x.shape[1:]))
+        where = f"layer {k} ({type(layer).__name__})"
+        try: out, plain = layer(x), layer.plain(x)
+        except (InputError, RuntimeError) as e: raise InputError(f"{where} does not fit what comes before: {e}") from None
+        if out.shape != plain.shape or len(out) != len(x):
+            raise InputError(f"{where} makes {tuple(out.shape)} of {tuple(x.shape)}, and its plain() {tuple(plain.shape)}: "
+                             "wanted one output an input, of one shape")
+        x = out
+    self._check_features(x)
+    return shapes
+
+@patch
+def _check_features(self:GloroNet, x):
+    "What enters the head has the length of its rows"
+    wanted = self._head()[0].shape[1]
+    if x.ndim != 2 or x.shape[1] != wanted:
+        raise InputError(f"the layers end in {tuple(x.shape[1:])}, the head wants ({wanted},): wanted the same")
+
+# %% ../nbs/07_model.ipynb #51eec406
+@patch
+def prints(self:GloroNet)->dict:
+    "SHA-256 of each part that decides the logits, by name: the images' shape, each layer, the head."
+    self._check()
+    found = {"the images' shape": list(self.image_shape)}
+    found |= {f"layer {k} ({type(l).__name__})": p for k, (l, p) in enumerate(zip(self.body, layer_prints(self.body)))}
+    head = hashlib.sha256()
+    tell(head, list(self._head()), "the head")
+    return found | {"the head": head.hexdigest()}
+
+def fingerprint_of(
+    prints:dict,         # of each part
+)->str:
+    "One SHA-256 for all parts, whatever they are called."
+    digest = hashlib.sha256(b"network ")
+    tell(digest, list(prints.values()), "the network")
+    return digest.hexdigest()
+
+@patch
+def fingerprint(self:GloroNet)->str:
+    "SHA-256 of all that decides the logits: declarations of the layers, head as applied; no names of files or classes."
+    return fingerprint_of(self.prints())
+
+# %% ../nbs/07_model.ipynb #c4350c5d
+@contextlib.contextmanager
+def in_mode(
+    model:nn.Module,
+    training:bool,       # as in `train(training)`
+):
+    "Inside the block every module is in train() or eval(); afterwards each is as it was."
+    before = {m: m.training for m in model.modules()}
+    try: yield model.train(training)
+    finally:
+        for m, was in before.items(): m.training = was
+
+@patch
+def _mode(self:GloroNet):
+    "In which mode a proof holds, \"any\" or \"eval\"; `InputError` where answers differ otherwise"
+    images = torch.rand(2, *self.image_shape, dtype=torch.float64, generator=generator("answers"))
+    try: run = self.plain(images)
+    except RuntimeError:                               # a layer that takes no float64
+        images = images.to(next(self.parameters()).dtype)
+        run = self.plain(images)
+    size = run.lengths.max()*self._head()[0].double().norm(dim=1).max().item()+run.logits.abs().max().item()
+    room = size*(1e-9 if images.dtype == torch.float64 else 1e-3)
+    def differs(images, logits): return ((self.plain(images).logits-logits).abs().max().item() > room)
+    if differs(images, run.logits): raise InputError("the network answers differently from call to call: model.eval() may help")
+    if differs(images[:1], run.logits[:1]): raise InputError("an image's answer depends on the others of its batch: model.eval() may help")
+    with in_mode(self, False): other = differs(images, run.logits)
+    if other: raise InputError("the network answers differently in train() and in eval(): call model.eval() first")
+    with in_mode(self, True): return "eval" if differs(images, run.logits) else "any"
+
+# %% ../nbs/07_model.ipynb #147d0114
+@patch
+def _prove_layer(self:GloroNet, k, shape, proof, claims, bar):
+    "(name, Bound) of layer `k`, and of each operator inside"
+    layer = self.body[k]
+    try:
+        inside = {f"{k}.{n}".rstrip("."): op for n, op in layer.named_modules() if isinstance(op, LinearOperator)}
+        known = {op: op.prove(*_asked(claims, name, proof), bar.update) for name, op in inside.items()}
+        bound = check_bound(layer.lipschitz_bound(known))
+        bar.update()
+        check_low("this layer", _low(layer, shape), bound)
+    except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
+    return (f"{k} {type(layer).__name__}", bound), [(name, known[op]) for name, op in inside.items()]
 
 def _asked(claims, name, proof):
     "What `prove` is asked: a proof of its own choice, or the claim made for the operator called `name`"
@@ -267,15 +351,30 @@ def _asked(claims, name, proof):
     how, value = claims[name]
     return ("auto" if how == "zero" else how), value
 
+def check_low(
+    where:str,           # what is stretched, for the message
+    low:float,           # by some pair of inputs; NaN: none is known
+    bound:Bound,         # claimed to be never below
+):
+    "Raise `InputError` for a bound that a pair of inputs contradicts."
+    if not low > bound.value: return
+    raise InputError(f"{where} stretches a pair of inputs by {low:.9g}, more than its bound {bound.value:.9g} ({bound.proof}): "
+                     "the bound is wrong; check lipschitz_bound()")
+
 def _low(layer, shape):
     "The stretch of the best pair of inputs that a layer knows; else of random pairs, near and far"
     if hasattr(layer, "lipschitz_low"): return layer.lipschitz_low()
     device = next((p.device for p in layer.parameters()), "cpu")
     x, move = torch.randn(2, 32, *shape, dtype=torch.float64, generator=generator("pairs")).to(device)
-    far = lambda x, z: (x-z).flatten(1).norm(dim=1)
-    pairs = [(x, x+share*move) for share in (1e-3, 1.)]
-    try: return max((far(layer.plain(x), layer.plain(z))/far(x, z)).max().item() for x, z in pairs)*(1-2**-30)
+    try: return max(_stretch(layer, x, x+share*move, shape) for share in (1e-3, 1.))
     except RuntimeError: return float("nan")        # a layer that takes no float64
+
+def _stretch(layer, x, z, shape):
+    "The largest stretch of the pairs (x, z), less what rounding may have added"
+    far = lambda x, z: (x-z).flatten(1).norm(dim=1).cpu()
+    slope, offset = _slope(layer, shape, torch.float64) if _says_how_it_rounds(layer) else (2.**-30, 0.)
+    wrong = slope*(lengths_up(x)+lengths_up(z))+2*offset
+    return ((far(layer.plain(x), layer.plain(z))*(1-2**-40)-wrong)/(far(x, z)*(1+2**-40))).max().item()
 
 # %% ../nbs/07_model.ipynb #fbea883e
 ARITHMETIC = dict(real=torch.float64, float32=torch.float32, float64=torch.float64)   # what `plain` is evaluated in
@@ -295,6 +394,7 @@ def plain(self:GloroNet,
 )->Plain:
     "The named forward pass: each layer's `plain`, then the head."
     self._check()
+    _check_precision(self, images.dtype)
     x = images.cpu() if self.device.type == "mps" else images.to(self.device)
     with full_precision():
         lengths, shapes = [], []
@@ -302,54 +402,99 @@ def plain(self:GloroNet,
             lengths.append(lengths_up(x)); shapes.append(tuple(x.shape[1:]))
             try: x = layer.plain(x)
             except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
-        logits = summed(self.head.rows().to(x), x.T).T+self.head.bias.to(x)
+        self._check_features(x)
+        rows, bias = (t.to(x) for t in self._head())
+        logits = summed(rows, x.T).T+bias
     return Plain(logits, x.cpu(), torch.stack([*lengths, lengths_up(x)], 1), tuple(shapes))
 
+def _check_precision(model, dtype):
+    "Weights keep every bit in the arithmetic of the evaluation; else it would run other numbers than were proved"
+    if dtype not in UNIT: raise InputError(f"images are {dtype}: wanted float32 or float64")
+    for name, t in model.state_dict().items():
+        if t.is_floating_point() and torch.promote_types(t.dtype, dtype) != dtype and "power_vector" not in name:
+            raise InputError(f"{name} is {t.dtype} and would be rounded to {dtype}: convert the model, or claim 'real'")
+
 # %% ../nbs/07_model.ipynb #56ed8fde
+class _Errors(NamedTuple):
+    "How far the computed features may lie from the exact ones: at the image, and away from it by `reach` times the radius."
+    here:Tensor        # at the image, [B]
+    away:Tensor        # at any other image of the ball, [B], and
+    per_unit:float     # that much more per unit of radius
+    reach:float        # how far features move per unit of radius
+
 @patch
-def rounding(self:GloroNet,
-    run:Plain,               # where it is to be bounded
-    proved:PairBound,        # the constants of this model
-    pred:Tensor,             # class j, [B]
-    arithmetic:str="real",   # what is claimed: "real", "float32", "float64"
-)->tuple[Tensor,Tensor]:     # slack [B,m] in logits, growth [B,m] in logits per unit pixel-l2
-    "What rounding may take from the margins f_j − f_i: slack + growth·ε (after arXiv:2603.13334)."
-    dtype, everywhere = ARITHMETIC[choose(arithmetic, ARITHMETIC, "arithmetic")], arithmetic != "real"
-    here, away, per_unit, reach = torch.zeros(len(pred)), torch.zeros(len(pred)), 0., 1.
-    here, away, diameter = here.double(), away.double(), math.prod(self.image_shape)**.5
+def _errors(self:GloroNet, run, proved, dtype):
+    "The account of the layers, one after the other"
+    here = away = torch.zeros(len(run.lengths), dtype=torch.float64)
+    per_unit, reach = 0., 1.
     for k, (layer, (name, bound)) in enumerate(zip(self.body, proved.layers, strict=True)):
-        slope, offset = _slope(layer, name, run.shapes[k], dtype)
+        try: slope, offset = _slope(layer, run.shapes[k], dtype)
+        except InputError as e: raise InputError(f"layer {name}: {e}") from None
         length = run.lengths[:, k]
-        sums = (slope*(length+here+away+(reach+per_unit)*diameter)+offset)/float(UNIT[dtype])
-        if not (sums <= torch.finfo(dtype).max).all():
-            raise InputError(f"layer {name}: its sums may overflow {dtype}: rescale it")
+        reached = _Errors(here, away, per_unit, reach)
+        self._check_overflow(f"layer {name}: its sums", slope*self._longest(length, reached)+offset, dtype)
         away = bound.value*away+slope*(length+here+away)+offset
         per_unit = bound.value*per_unit+slope*(reach+per_unit)
         here = bound.value*here+slope*length+offset
         reach *= bound.value
-    rows, bias = self.head.rows().detach().cpu().double(), self.head.bias.detach().cpu().double().abs()
-    g, size = float(gamma(roundings(rows.shape[1]), dtype)), lengths_up(rows)
-    small = 4*(rows.shape[1]+2)*float(TINY[dtype])*(1+rows.abs().max().item())
-    def pairs(error, length, bias):          # of logit j minus logit i: what the body did, and two inner products
-        own = g*(size*length[:, None]+bias)+small*(1+length[:, None])
-        return proved.distances[pred]*error[:, None]+own+own.gather(1, pred[:, None])
-    last = run.lengths[:, -1]
-    sums = size.max()*(last+here+away+(reach+per_unit)*diameter)*(1+g)+bias.max()
-    if not (sums*(1+2**-40) <= torch.finfo(dtype).max).all():
-        raise InputError(f"the head's sums may overflow {dtype}: rescale it")
-    slack, up = pairs(here, last, bias), 1+2**-40
-    if not everywhere: return slack*up, torch.zeros_like(slack)
-    slack = slack+pairs(away, last+here+away, bias)
-    growth = pairs(torch.full_like(here, per_unit), torch.full_like(here, reach+per_unit), 0*bias)
-    return slack*up, growth*up
+    return _Errors(here, away, per_unit, reach)
 
-def _slope(layer, name, shape, dtype):
-    try: slope, offset = layer.rounding(shape, dtype)
-    except (NotImplementedError, AttributeError):
-        raise InputError(f"layer {name} does not say how it rounds, so no logit of this network is certain: "
-                         "give it rounding(), as liresnet_nb.layers.LipschitzLayer describes") from None
-    try: return up(slope), up(offset)
-    except InputError as e: raise InputError(f"layer {name}: {e}") from None
+@patch
+def _longest(self:GloroNet, length, e):
+    "No computed vector at this place is longer, at whatever image in [0,1]"
+    return length+e.here+e.away+(e.reach+e.per_unit)*math.prod(self.image_shape)**.5
+
+@patch
+def _check_overflow(self:GloroNet, what, error, dtype):
+    "An error is a share of the sums it is made in: those may not be infinite"
+    if not (error/float(UNIT[dtype]) <= torch.finfo(dtype).max).all():
+        raise InputError(f"{what} may overflow {dtype}: rescale it")
+
+def _says_how_it_rounds(layer): return type(layer).rounding is not LipschitzLayer.rounding
+
+def _slope(layer, shape, dtype):
+    "Slope and offset of a layer's rounding, as floats rounded up"
+    if not _says_how_it_rounds(layer):
+        raise InputError("it does not say how it rounds, so no logit of this network is certain: "
+                         "give it rounding(), as liresnet_nb.layers.LipschitzLayer describes")
+    given = layer.rounding(shape, dtype)
+    try: slope, offset = exact = [Fraction(v) for v in given]
+    except (TypeError, ValueError, OverflowError): exact = [Fraction(-1)]
+    if min(exact) < 0: raise InputError(f"rounding() returned {given!r}: wanted slope and offset, finite numbers >= 0")
+    return up(slope), up(offset)
+
+# %% ../nbs/07_model.ipynb #6e2340ad
+@patch
+def rounding(self:GloroNet,
+    run:Plain,               # where it is to be bounded
+    proved:PairBound,        # the constants of this model
+    pred:Tensor|None=None,   # class j, [B]; None: the answers of `run`
+    arithmetic:str="real",   # what is claimed: "real", "float32", "float64"
+)->Account:                  # slack [B,m] in logits, growth [B,m] in logits per unit pixel-l2
+    "What rounding may take from the margins f_j − f_i: slack + growth·ε (after arXiv:2603.13334)."
+    dtype, everywhere = ARITHMETIC[choose(arithmetic, ARITHMETIC, "arithmetic")], arithmetic != "real"
+    pred = (run.logits.argmax(1) if pred is None else pred).cpu()
+    e, last, more = self._errors(run, proved, dtype), run.lengths[:, -1], 1+2**-40
+    rows, bias = (t.cpu().double() for t in self._head())
+    head = _HeadError(rows, bias.abs(), proved.distances, pred, dtype)
+    self._check_overflow("the head's sums", head.largest(self._longest(last, e))*float(UNIT[dtype]), dtype)
+    slack = head.pairs(e.here, last, 1.)
+    if not everywhere: return Account(slack*more, torch.zeros_like(slack))
+    slack = slack+head.pairs(e.away, last+e.here+e.away, 1.)
+    growth = head.pairs(torch.full_like(last, e.per_unit), torch.full_like(last, e.reach+e.per_unit), 0.)
+    return Account(slack*more, growth*more)
+
+class _HeadError:
+    "What the head's own sums add, for logit j minus logit i: an inner product each"
+    def __init__(self, rows, bias, distances, pred, dtype):
+        self.bias, self.distances, self.pred = bias, distances, pred
+        self.g, self.size = float(gamma(roundings(rows.shape[1]), dtype)), lengths_up(rows)
+        self.small = 4*(rows.shape[1]+2)*float(TINY[dtype])*(1+rows.abs().max().item())
+    def largest(self, length): return (self.size.max()*length*(1+self.g)+self.bias.max())*(1+2**-40)
+    def pairs(self, error, length, with_bias):
+        "Features wrong by `error` and that long: what may be missing from each margin, [B,m]"
+        own = self.g*(self.size*length[:, None]+with_bias*self.bias)+self.small*(1+length[:, None])
+        return self.distances[self.pred]*error[:, None]+own+own.gather(1, self.pred[:, None])
 
 # %% ../nbs/07_model.ipynb #dd962380
 @patch
@@ -357,6 +502,7 @@ def lipschitz_low(self:GloroNet,
     images:Tensor,      # where the search starts, [B,C,H,W]
     steps:int=60,       # of Adam
     lr:float=0.02,      # step size, pixels
+    proved:PairBound|None=None, # the constants, where they are known: then rounding is taken off, and they are tested
 )->float:               # features per unit of input, both in l2
     "max over pairs of ‖g(x)−g(z)‖/‖x−z‖ before the head, by gradient ascent: no constant is smaller."
     dtype = next(self.parameters()).dtype
@@ -376,15 +522,31 @@ def lipschitz_low(self:GloroNet,
             optimizer.zero_grad()
             pair.grad, = torch.autograd.grad(-found.clamp_min(1e-30).log().sum(), pair)
             optimizer.step()
-    return _exact_stretch(self, kept)
+    low = self._stretch_of(kept, proved)
+    if proved: check_low("the network", low, proved.sub_lipschitz)
+    return low
 
+@patch
 @torch.no_grad()
-def _exact_stretch(model, pair):
-    "The largest ratio of distances among pairs, evaluated in float64"
-    x, z = (model.plain(p.double()) for p in (pair.cpu() if model.device.type == "mps" else pair))
+def _stretch_of(self:GloroNet, pair, proved=None):
+    "The largest ratio of distances among pairs [2,B,C,H,W], evaluated in float64; less its rounding, if constants are known"
+    runs = [self.plain(p.double()) for p in (pair.cpu() if self.device.type == "mps" else pair)]
+    wrong = sum(self._errors(r, proved, torch.float64).here for r in runs) if proved else 0.
     apart = (pair[0].double()-pair[1].double()).flatten(1).norm(dim=1).cpu()
-    ratio = ((x.features-z.features).norm(dim=1)/apart)[apart > 1e-5]      # closer pairs would measure rounding
-    return ratio.max().item() if len(ratio) else 0.
+    moved = (runs[0].features-runs[1].features).norm(dim=1)
+    ratio = ((moved*(1-2**-40)-wrong)/(apart*(1+2**-40)))[apart > 1e-5]      # closer pairs would measure rounding
+    return max(ratio.max().item(), 0.) if len(ratio) else 0.
+
+@patch
+def _check_pairs(self:GloroNet, proved):
+    "A few pairs of images, near and far, against the constant of the whole network"
+    x, z = torch.rand(2, 8, *self.image_shape, dtype=torch.float64, generator=generator("pairs of images"))
+    x = x.repeat(2, 1, 1, 1)
+    pair = torch.stack([x, x+torch.tensor([1e-3, 1.], dtype=x.dtype).repeat_interleave(8).view(-1, 1, 1, 1)*(z.repeat(2, 1, 1, 1)-x)])
+    if not all(_says_how_it_rounds(layer) for layer in self.body): return      # so nothing will be certified
+    try: low = self._stretch_of(pair, proved)
+    except RuntimeError: return                      # a layer that takes no float64
+    check_low("the network", low, proved.sub_lipschitz)
 
 # %% ../nbs/07_model.ipynb #c7227d74
 def stem_shape(

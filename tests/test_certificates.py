@@ -171,7 +171,7 @@ def test_the_account_of_a_network_step_by_step(digits, arithmetic):
     dtype = ARITHMETIC[arithmetic]
     model, images = shipped().to(dtype), digits.test.images(slice(0, 3)).to(dtype)
     run, proved = model.plain(images), model.pair_bound()
-    pred, rows, g = run.logits.argmax(1), model.head.rows().detach().double(), float(gamma(roundings(256), dtype))
+    pred, rows, g = run.logits.argmax(1), model.head.applied()["rows"].double(), float(gamma(roundings(256), dtype))
     slack, growth = model.rounding(run, proved, pred, arithmetic)
     for b in range(3):
         for epsilon in (0., .3, 2.):
@@ -239,6 +239,7 @@ def test_numbers_that_are_none_are_refused(digits, value):
 
 class Declared(LipschitzLayer):
     "A layer that declares its constants and not how it rounds."
+    kind = "declared"
     def forward(self, x): return x.abs()
     def lipschitz_est(self, known): return torch.ones(())
     def lipschitz_bound(self, known): return Centre().lipschitz_bound(known)
@@ -248,7 +249,7 @@ def test_a_layer_of_unknown_constant_or_unknown_rounding_is_refused_by_name():
     with pytest.raises(InputError, match=r"layer 1 \(ReLU\) has no known Lipschitz constant"): GloroNet([Flatten(), torch.nn.ReLU()], NormalizedHead(4, 2), (1, 2, 2))
     model = GloroNet([Flatten(), Declared()], NormalizedHead(4, 2), (1, 2, 2))
     model.pair_bound()
-    with pytest.raises(InputError, match=r"layer 1 Declared does not say how it rounds"): certify(model, torch.rand(3, 1, 2, 2), .1)
+    with pytest.raises(InputError, match=r"layer 1 Declared: it does not say how it rounds"): certify(model, torch.rand(3, 1, 2, 2), .1)
     class Other(Dense):
         def forward(self, x): return 2*super().forward(x)
         def lipschitz_bound(self, known): return known[self]*known[self]
@@ -305,7 +306,7 @@ def test_what_is_put_in_place_later_is_looked_at_again(digits):
     def outside(model): model.body[2].forward = lambda x: 10*x
     def own_forward(model): model.__class__ = type("Own", (type(model),), dict(forward=lambda self, x: torch.sin(super(type(self), self).forward(x))))
     changes = [(lambda m: m.body.__setitem__(2, Factor()), "layer 2 .Factor. computes anew"), (lambda m: m.body.__setitem__(2, torch.nn.ReLU()), "layer 2 .ReLU. has no known"),
-               (lambda m: m.body[2].register_forward_hook(lambda *a: 10*a[2]), "layer 2 .MinMax. has a hook"), (outside, "layer 2 .MinMax. has a hook or a forward"),
+               (lambda m: m.body[2].register_forward_hook(lambda *a: 10*a[2]), "layer 2 .MinMax. has a hook"), (outside, "layer 2 .MinMax. has a forward set from outside"),
                (lambda m: m.body[14].register_forward_pre_hook(lambda *a: None), "layer 14 .Dense. has a hook"), (lambda m: m.register_forward_hook(lambda *a: None), "the network .LiResNet. has a hook"),
                (own_forward, "Own has a forward of its own")]
     for change, words in changes:
@@ -318,6 +319,8 @@ def test_what_is_put_in_place_later_is_looked_at_again(digits):
 
 def test_a_setting_that_is_a_tensor_or_a_list_is_part_of_the_fingerprint():
     class Scaled(LipschitzLayer):
+        kind, settings = "scaled", ("scale", "table")
+
         def __init__(self):
             super().__init__()
             self.scale, self.table = torch.tensor(2.), dict(a=[1, 2])
@@ -577,6 +580,7 @@ def test_what_a_residual_block_is_made_of_is_checked():
     class Loud(MinMax):
         def forward(self, x): return 10*super().forward(x)
     class Floor(OneLipschitz):
+        kind = "floor"
         def forward(self, x): return x.clamp_min(1e9)
     class Louder(Conv):
         def forward(self, x): return 10*super().forward(x)
@@ -598,6 +602,7 @@ def test_layers_inside_of_a_layer_of_your_own_are_checked():
     class Loud(MinMax):
         def forward(self, x): return 10*super().forward(x)
     class Twice(LipschitzLayer):
+        kind = "twice"
         def __init__(self, part):
             super().__init__()
             self.part = part

@@ -239,7 +239,7 @@ def test_model_is_a_function_of_its_seed():
 
 def test_pair_constants_match_brute_force():
     model = build_model("L2W8", (1, 8, 8), 6)
-    rows, sub = model.head.rows().detach().double(), 1.
+    rows, sub = model.head.applied()["rows"].double(), 1.
     for layer in model.body:
         if isinstance(layer, LinearOperator):
             sub *= torch.linalg.matrix_norm(operator_matrix(layer.kernel().detach().double(), layer.in_shape, layer.stride, layer.padding), 2).item()
@@ -422,20 +422,24 @@ def test_a_constant_inherited_under_a_new_forward_is_refused():
     GloroNet([Own((2, 6, 6), 2, 3, padding=1), Flatten()], NormalizedHead(72, 2), (2, 6, 6)).pair_bound()
 
 
-class Liar(LipschitzLayer):
-    def __init__(self, answer):
-        super().__init__()
-        self.answer = answer
+def liar(answer):
+    class Liar(LipschitzLayer):
+        kind = "liar"
+        def forward(self, x): return 3*x
+        def lipschitz_est(self, known): return torch.tensor(3.)
+        def lipschitz_bound(self, known): return answer
+    return Liar()
 
-    def forward(self, x): return 3*x
-    def lipschitz_est(self, known): return torch.tensor(3.)
-    def lipschitz_bound(self, known): return self.answer
 
-
-def test_bounds_that_are_none_or_below_the_estimate_are_refused():
-    net = lambda answer: GloroNet([Liar(answer), Flatten()], NormalizedHead(4, 2), (1, 2, 2))
+def test_bounds_that_are_none_or_below_the_truth_are_refused():
+    net = lambda answer: GloroNet([liar(answer), Flatten()], NormalizedHead(4, 2), (1, 2, 2))
     with pytest.raises(InputError, match="returned a float: wanted a Bound"): net(3.).pair_bound()
-    with pytest.raises(InputError, match="estimate 3 lies above the bound 2"): net(Bound(2., "a slip")).constants()
+    for call in (net(Bound(2., "a slip")).constants, net(Bound(2., "a slip")).pair_bound, net(Bound(3*(1-1e-6), "a slip")).pair_bound):
+        with pytest.raises(InputError, match=r"layer 0 \(Liar\): this layer stretches a pair of inputs by (3|2.99999).*more than its bound"): call()
+    net(Bound(3., "right")).pair_bound()
+    shy = net(Bound(3., "right"))
+    type(shy.body[0]).lipschitz_est = lambda self, known: torch.tensor(4.)
+    with pytest.raises(InputError, match="estimate 4 lies above the bound 3"): shy.constants()
 
 
 def test_a_head_is_what_its_rows_say():
@@ -447,6 +451,8 @@ def test_a_head_is_what_its_rows_say():
 
 def test_operators_of_equal_shapes_and_other_kernels_do_not_share_a_stack():
     class Both(LipschitzLayer):
+        kind = "both"
+
         def __init__(self):
             super().__init__()
             self.a, self.b = Conv((1, 8, 8), 2, 3, 2, 1), Conv((1, 8, 8), 2, 4, 2, 1)

@@ -12,6 +12,7 @@ from liresnet_nb.explore import Control, explore, still
 from liresnet_nb.layers import pair_distances
 from liresnet_nb.losses import get_loss
 from liresnet_nb.margins import certified_radius
+from liresnet_nb.rounding import EXACT
 
 PROVED = pair_bound(torch.tensor([[1., 0.], [0., 1.], [-1., 0.]]), [("body", Bound(2., "test"))], (1, 4, 4))
 K01, K02 = 2*2**.5, 4.
@@ -37,7 +38,7 @@ def test_bars_show_logits_what_may_be_added_and_the_best_of_it():
 
 def test_the_verdict_is_strict_and_names_who_overtakes():
     title = lambda **how: bars(**how).layout.title.text
-    radius = certified_radius(LOGITS, PROVED)[1].item()
+    radius = certified_radius(LOGITS, PROVED, EXACT)[1].item()
     assert 2.5/K02-1e-9 < radius <= 2.5/K02
     assert title(index=1, epsilon=radius*(1-1e-9)).endswith("certified as 0; 2 comes closest")
     assert title(index=1, epsilon=radius).endswith("⊥: 2 could overtake 0")
@@ -83,7 +84,7 @@ def test_what_is_drawn_as_certified_is_certified():
     V, c = one_step(W, B, X, 0, "gloro", 0.15, 1.5)
     proved, middle = pair_bound(V, [("pixels", ONE)], (1, 1, 2)), (torch.arange(200)+.5)/200
     f = (torch.cartesian_prod(middle, middle).double()-.5)@V.T+c
-    pred, sure = f.argmax(1), certified_radius(f, proved) > 0.15
+    pred, sure = f.argmax(1), certified_radius(f, proved, EXACT) > 0.15
     fig = step(size=1.5)
     for trace, counted in ((0, sure), (2, torch.ones_like(sure))):
         share = [((pred == j) & counted).double().mean().item() for j in range(3)]

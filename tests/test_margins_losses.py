@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from liresnet_nb.bounds import Bound, pair_bound
 from liresnet_nb.core import InputError
 from liresnet_nb.losses import LOSSES, emma, emma_adaptive, get_loss, gloro, trades
+from liresnet_nb.rounding import EXACT
 from liresnet_nb.margins import bot_logit, certified_radius, margins, runner_up, threatening_class, vra, vra_estimate
 
 
@@ -46,7 +47,7 @@ def test_radius_is_the_smallest_quotient_and_implies_the_inequality(case):
     m = logits.shape[1]
     rows = torch.randn(m, 5, generator=g)
     proved = pair_bound(rows, [("x", Bound(3., "test"))], (1, 1, 5))
-    radius, f = certified_radius(logits, proved), logits.double()
+    radius, f = certified_radius(logits, proved, EXACT), logits.double()
     for b in range(len(f)):
         j = int(f[b].argmax())
         quotients = [(f[b, j]-f[b, i])/proved.matrix[j, i] for i in range(m) if i != j]
@@ -60,24 +61,24 @@ def test_radius_is_the_smallest_quotient_and_implies_the_inequality(case):
 
 def test_ties_zeros_and_rows_that_coincide():
     proved = pair_bound(torch.eye(3), [], (1, 1, 3))
-    assert (certified_radius(torch.zeros(4, 3), proved) == 0).all()
+    assert (certified_radius(torch.zeros(4, 3), proved, EXACT) == 0).all()
     same = pair_bound(torch.ones(3, 4), [], (1, 2, 2))
     f = torch.tensor([[1., 2., 0.], [1., 1., 0.]])
-    assert certified_radius(f, same).tolist() == [math.inf, 0.]
-    assert vra(certified_radius(torch.zeros(4, 3), proved), torch.ones(4, dtype=torch.bool), 0) == 0
+    assert certified_radius(f, same, EXACT).tolist() == [math.inf, 0.]
+    assert vra(certified_radius(torch.zeros(4, 3), proved, EXACT), torch.ones(4, dtype=torch.bool), 0) == 0
 
 
 def test_a_radius_is_never_a_nan():
     proved = pair_bound(torch.ones(2, 3), [("zero", Bound(0., "all weights are zero"))], (1, 1, 3))
-    assert certified_radius(torch.tensor([[1., 1.], [1., 2.]]), proved).tolist() == [0., math.inf]
+    assert certified_radius(torch.tensor([[1., 1.], [1., 2.]]), proved, EXACT).tolist() == [0., math.inf]
 
 
 def test_what_certificates_refuse():
     proved, f = pair_bound(torch.eye(3), [], (1, 1, 3)), torch.rand(2, 3)
-    with pytest.raises(InputError, match="needs a PairBound"): certified_radius(f, proved.matrix)
-    with pytest.raises(InputError, match="4 classes"): certified_radius(torch.rand(2, 4), proved)
-    with pytest.raises(InputError, match="NaN"): certified_radius(f/0*0, proved)
-    with pytest.raises(InputError, match="at least two classes"): certified_radius(f[:, :1], proved)
+    with pytest.raises(InputError, match="needs a PairBound"): certified_radius(f, proved.matrix, EXACT)
+    with pytest.raises(InputError, match="4 classes"): certified_radius(torch.rand(2, 4), proved, EXACT)
+    with pytest.raises(InputError, match="NaN"): certified_radius(f/0*0, proved, EXACT)
+    with pytest.raises(InputError, match="at least two classes"): certified_radius(f[:, :1], proved, EXACT)
     for bad in (-1., math.nan, math.inf, "x"):
         with pytest.raises(InputError): vra(torch.rand(2), torch.ones(2, dtype=torch.bool), bad)
 
@@ -152,7 +153,7 @@ def test_no_loss_makes_a_batch_by_classes_by_features_tensor():
 def test_vra_estimate_agrees_with_the_radius_when_the_estimate_is_the_bound():
     proved = pair_bound(torch.randn(5, 7), [("x", Bound(2., "test"))], (1, 1, 7))
     f, y = torch.randn(300, 5), torch.randint(5, (300,))
-    radius = certified_radius(f, proved)
+    radius = certified_radius(f, proved, EXACT)
     assert vra_estimate(f.double(), y, proved.matrix, 0.2).item() == pytest.approx(vra(radius, f.argmax(1) == y, 0.2))
     assert torch.equal(margins(f).amin(1), torch.zeros(300))
 
