@@ -20,6 +20,7 @@ from .core import InputError, check_epsilon, check_images, check_labels, check_w
 from .core import choose, full_precision, generator
 from .lipschitz import norm, unit
 from .margins import check_logits
+from .declared import unchanged
 from .model import ARITHMETIC, GloroNet
 from .evaluate import certify
 
@@ -328,6 +329,11 @@ def audit(
     "Certify and attack the same images: VRA <= accuracy under attack <= clean, or `BrokenCertificate`."
     epsilon = check_epsilon(epsilon)
     proved = certify(model, images, epsilon, arithmetic=arithmetic, batch=batch)
+    with unchanged(model.prints, "attacked"):
+        return _audit(model, proved, images, labels, epsilon, steps, restarts, seed, batch, progress, arithmetic)
+
+def _audit(model, proved, images, labels, epsilon, steps, restarts, seed, batch, progress, arithmetic):
+    "`audit` of proved rows, on a network that stays as it is"
     attacked = attack(model, images, labels, epsilon, steps, restarts, seed, batch, progress)
     table = attacked.table[["label"]].join(proved).join(attacked.table[["robust", "broken_by"]])
     held = torch.tensor((table.certified & (table.pred != table.label)).to_numpy())   # wrong, claimed to stay so

@@ -27,6 +27,10 @@ def check_hooks(
             raise InputError(f"{where} has a hook, {remedy}")
         own = next((k for k in vars(inside) if callable(getattr(type(inside), k, None))), None)
         if own: raise InputError(f"{where} has a {own} set from outside, {remedy}")
+        call = next((k for k in _CALLS if getattr(type(inside), k) is not getattr(nn.Module, k)), None)
+        if call: raise InputError(f"{where} has a {call} of its own class, {remedy}")
+
+_CALLS = ("__call__", "_call_impl", "__getattr__", "__getattribute__")     # what torch does around a forward
 
 def check_global_hooks():
     "Raise `InputError` if torch calls something on every module's forward."
@@ -170,7 +174,8 @@ def tell(
                            "or lists, tuples and dicts of them")
 
 def _tell_tensor(digest, value, where):
-    "Type, shape and bytes of a tensor"
+    "Type, shape and bytes of a tensor; a subclass of Tensor may compute with other numbers than it shows"
+    if type(value) not in (Tensor, nn.Parameter): raise InputError(f"{where} is a {type(value).__name__}: wanted a plain torch tensor")
     if value.is_meta or value.layout != torch.strided or value.is_quantized:
         raise InputError(f"{where} is a {value.layout} tensor on {value.device}: wanted plain numbers in memory")
     digest.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())

@@ -323,6 +323,22 @@ def test_what_is_set_on_an_instance_is_refused_by_name():
         with pytest.raises(InputError, match=rf"the network \(GloroNet\) has a {name} set from outside"): GloroNet._check(model)
 
 
+@pytest.mark.parametrize("name", ["__call__", "_call_impl", "__getattr__", "__getattribute__"])
+def test_a_layer_that_changes_what_a_call_means_is_refused(name):
+    model = net(Dense(4, 4), MinMax())
+    usual = getattr(nn.Module, name)
+    model.body[2].__class__ = type("Own", (MinMax,), {name: lambda self, *a: usual(self, *a)})
+    refused(model, rf"layer 2 \(Own\) has a {name} of its own class")
+
+
+def test_a_weight_that_is_no_plain_tensor_is_refused():
+    class Shows(torch.Tensor):
+        "A tensor that may compute with other numbers than it shows."
+    model = net(Dense(4, 4))
+    model.body[1].weight = nn.Parameter(torch.eye(4).as_subclass(Shows))
+    refused(model, r"kernel of layer 1 \(Dense\) is a (Shows|Parameter|_ParameterMeta).*wanted a plain torch tensor", calls=("proof",))
+
+
 def test_a_body_that_runs_its_layers_its_own_way_is_refused():
     class Twice(nn.Sequential):
         def forward(self, x): return 2*super().forward(x)

@@ -20,7 +20,7 @@ LOGITS = torch.tensor([[3., 1., 0.],      # radius 2/K01: class 1 arrives first
                        [4., 2., 1.5],     # radius 2.5/4: class 2, and not the runner-up
                        [0., 1., 1.]])     # a tie
 LABELS, IMAGES = torch.tensor([0, 1, 2]), torch.linspace(0, 1, 48).reshape(3, 1, 4, 4)
-bars, region = partial(plot_bars, IMAGES, LOGITS, LABELS, PROVED), partial(plot_certified_region, LOGITS, LABELS, PROVED)
+bars, region = partial(plot_bars, IMAGES, LOGITS, LABELS, PROVED, EXACT), partial(plot_certified_region, LOGITS, LABELS, PROVED, EXACT)
 
 ANGLE = torch.tensor([180., 60., -60.]).double().deg2rad()
 W, B, X = 12*torch.stack([ANGLE.cos(), ANGLE.sin()], 1), torch.zeros(3).double(), torch.tensor([.385, .495]).double()
@@ -128,8 +128,8 @@ def test_live_and_still_agree(plot, name, control, moving):
 
 def test_what_cannot_be_drawn_is_said_in_a_line():
     with pytest.raises(InputError, match="wanted 0 to 2"): bars(index=3)
-    with pytest.raises(InputError, match="PairBound"): plot_bars(IMAGES, LOGITS, LABELS, PROVED.matrix)
-    with pytest.raises(InputError, match="PairBound"): plot_certified_region(LOGITS, LABELS, PROVED.matrix)
+    with pytest.raises(InputError, match="PairBound"): plot_bars(IMAGES, LOGITS, LABELS, PROVED.matrix, EXACT)
+    with pytest.raises(InputError, match="PairBound"): plot_certified_region(LOGITS, LABELS, PROVED.matrix, EXACT)
     for plot in (bars, region, step):
         with pytest.raises(InputError, match="epsilon"): plot(epsilon=-1)
     with pytest.raises(InputError, match="two pixels"): plot_step(torch.eye(3), B, X, 0)

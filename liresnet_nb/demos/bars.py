@@ -11,6 +11,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 from ..core import InputError, check_epsilon
+from ..rounding import Account
 from ..bounds import ONE, PairBound, pair_bound
 from ..layers import pair_distances
 from ..losses import get_loss
@@ -23,6 +24,7 @@ def plot_bars(
     logits:Tensor,         # their class scores, [B,m]
     labels:Tensor,         # [B]
     pair_bound:PairBound,  # proved constants of the network, [m,m]
+    account:Account,       # what rounding may have taken from the margins, of all images
     index:int=0,           # which image
     epsilon:float=0.3,     # l2 radius, [0,1] pixels
     classes=None,          # names, in label order; None: the numbers
@@ -31,7 +33,8 @@ def plot_bars(
     if not 0 <= index < len(logits): raise InputError(f"image {index}: wanted 0 to {len(logits)-1}")
     check_epsilon(epsilon, zero=True)
     f, names = logits[index:index+1].detach().double(), list(classes or map(str, range(logits.shape[1])))
-    sure, j = certified_radius(f, pair_bound).item() > epsilon, f.argmax().item()
+    taken = Account(*(v[index:index+1] if isinstance(v, Tensor) else v for v in account))
+    sure, j = certified_radius(f, pair_bound, taken).item() > epsilon, f.argmax().item()
     K = pair_bound.matrix
     bot, i = bot_logit(f, K, epsilon).item(), threatening_class(f, K, epsilon).item()
     f, rise = f[0], epsilon*K[j]
@@ -79,12 +82,13 @@ def plot_certified_region(
     logits:Tensor,         # class scores, [B,m]
     labels:Tensor,         # [B]
     pair_bound:PairBound,  # proved constants of the network, [m,m]
+    account:Account,       # what rounding may have taken from the margins
     epsilon:float=0.3,     # l2 radius, [0,1] pixels
 )->go.Figure:
     "Margin over the deciding class against K_ji, and where margin > ε·K_ji (arXiv:2102.08452)."
     check_epsilon(epsilon, zero=True)
     f = logits.detach().double()
-    radius, pred, decider = certified_radius(f, pair_bound), f.argmax(1), _deciders(f, pair_bound.matrix)
+    radius, pred, decider = certified_radius(f, pair_bound, account), f.argmax(1), _deciders(f, pair_bound.matrix)
     margin, K = margins(f).gather(1, decider[:, None])[:, 0], pair_bound.matrix[pred, decider]
     right, sure = pred == labels, radius > epsilon
     wide, high = 1.08*K.max().item(), 1.08*margin.max().item()
@@ -207,6 +211,7 @@ def _plane(cores, before, after, image, epsilon, legend):
 def _said(loss, logits, proved, label, epsilon):
     "The verdict, and margin − ε·K of the label over every other class"
     lead = logits[0, label]-logits[0]-epsilon*proved.matrix[label]
-    verdict = f"certified as {logits.argmax()}" if certified_radius(logits, proved).item() > epsilon else "⊥"
+    few = Account(1e-12, 0.)                     # a few operations in float64, on numbers below 100
+    verdict = f"certified as {logits.argmax()}" if certified_radius(logits, proved, few).item() > epsilon else "⊥"
     rows = [f"over {i}: {lead[i]:+.2f}".replace("-", "−") for i in range(len(lead)) if i != label]
     return "<br>".join([f"<b>{loss}: {verdict}</b>", *rows])
