@@ -12,6 +12,7 @@ from liresnet_nb import certificate, report
 from liresnet_nb.core import InputError, full_precision
 from liresnet_nb.evaluate import certify, evaluate, load_pretrained, nearest_neighbour, vra_curve, wilson
 from liresnet_nb.figures import extremes, plot_constants, plot_history, plot_images, plot_vra
+from liresnet_nb.layers import Householder
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_constants_of_other_weights_are_refused(digits):
     def bias(m): m.head.bias.data[0] += 1e-3
     def attribute(m): m.body[3].scale = 5.
     def buffer(m): m.body[3].delta.mul_(4)
-    def layer(m): m.body[2] = torch.nn.Identity()
+    def layer(m): m.body[2] = Householder(m.body[1].out_shape[0])
     for change in (bias, attribute, buffer, layer):
         model = load_pretrained("digits").model
         change(model)
