@@ -56,6 +56,9 @@ def test_a_run_is_kept_until_something_it_depends_on_changes(tmp_path, monkeypat
         p.write_text("2")
         changed = [docs._inputs(n, cfg) != b for n, b in zip((plain, reads), before)]
         assert changed == [k < 3, True], p            # an experiment counts for the notebooks that name it
+    before = docs._inputs(plain, cfg)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")      # other kernels: another run
+    assert docs._inputs(plain, cfg) != before
 
 
 def test_a_parameter_without_a_word_is_found():
