@@ -19,13 +19,13 @@ VARIANTS = {
 SAID = "import torch; print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), 'thread(s)', torch.__version__)"
 
 def run(name, words):
-    "Whether a command succeeds under a variant; no more at a time than there are cores for."
+    "Whether a command succeeds under a variant."
     usual = dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     return subprocess.run([sys.executable, *words], cwd=root, env=os.environ | usual | VARIANTS[name]).returncode == 0
 
-def checks(name, expression, notebooks, only):
-    "What a variant runs: name -> command."
-    jobs = max(1, (os.cpu_count() or 1)//int(VARIANTS[name].get("OMP_NUM_THREADS", 1)))
+def checks(name, expression, notebooks, only, jobs=None):
+    "What a variant runs: name -> command. No more at a time than there are cores for, if `jobs` does not say it."
+    jobs = jobs or max(1, (os.cpu_count() or 1)//int(VARIANTS[name].get("OMP_NUM_THREADS", 1)))
     tests = ["-m", "pytest", "-q", "-m", "training", "-n", str(jobs), "--dist", "loadfile", *(["-k", expression] if expression else [])]
     found = dict(tests=tests, notebooks=["tools/check.py", "notebooks", "--training", "--jobs", str(jobs), *notebooks])
     return {k: v for k, v in found.items() if only in (None, k)}
@@ -36,12 +36,13 @@ def main():
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="only this one; may be given several times")
     parser.add_argument("--only", choices=("tests", "notebooks"), help="only one of the two")
     parser.add_argument("-k", metavar="EXPRESSION", help="pytest's: which of the tests")
+    parser.add_argument("--jobs", type=int, metavar="N", help="tests or notebooks at a time; one a core if not given")
     args = parser.parse_args()
     failed, rows = [], []
     for name in args.variant or VARIANTS:
         print(f"== {name}: {VARIANTS[name]}", flush=True)
         run(name, ["-c", SAID])                        # what torch makes of it: a name that it does not know changes nothing
-        for what, words in checks(name, args.k, args.notebooks, args.only).items():
+        for what, words in checks(name, args.k, args.notebooks, args.only, args.jobs).items():
             began = time.time()
             passed = run(name, words)
             rows.append(f"{name:12} {what:10} {'passed' if passed else 'FAILED':7} {(time.time()-began)/60:5.1f} minutes")
