@@ -8,16 +8,14 @@ settings.register_profile("default", max_examples=300, **common)
 settings.register_profile("soak", max_examples=10_000, **{**common, "derandomize": False})
 settings.load_profile("default")
 
-# Modules that train, or whose numbers come from kernels: marked `training`, for `make portable`.
-TRAINING = {"test_attack", "test_bench", "test_certificates", "test_constants", "test_data", "test_demo_flips", "test_demo_looseness", "test_demo_moons",
-            "test_demo_schedule", "test_demo_smoothing", "test_distributed", "test_evaluate", "test_experiments", "test_margins_losses", "test_proofs",
-            "test_train"}
+# Modules that neither train nor depend on kernels; all others are marked `training`, for `make portable`.
+ELSEWHERE = {"test_docs", "test_explore", "test_lab", "test_package", "test_paper", "test_site", "test_tools"}
 TINY = dict(model="L1W8", epochs=3, batch=256, shift=1, save_seconds=0., device="cpu", progress=False)
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.stem in TRAINING: item.add_marker("training")
+        if item.path.stem not in ELSEWHERE: item.add_marker("training")
 
 
 @pytest.fixture(autouse=True)
