@@ -4,8 +4,10 @@ BIN := .venv/bin
 RUN ?= runs/demo
 BENCH ?=
 REPRODUCE ?=
+PORTABLE ?=
+ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test docs open lab readme prepare bench gpu soak cross proofs clean notebooks
+.PHONY: help demo test docs open lab readme prepare bench gpu soak portable cross proofs clean notebooks
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -26,13 +28,13 @@ test: .venv/.development  ## every check: notebooks and library agree, lint, tes
 	$(BIN)/python tools/check.py sync
 	$(BIN)/ruff check
 	$(MAKE) docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(ONE) $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 notebooks: .venv/.development  ## run every notebook and every solution (kept by content: again only if something changed)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/check.py notebooks
+	$(ONE) $(BIN)/python tools/check.py notebooks
 
 docs: notebooks  ## the site in _docs, built without network
-	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
+	$(ONE) $(BIN)/python docs/build.py
 
 open: docs  ## the site at http://localhost:8000
 	$(BIN)/python -m http.server -d _docs 8000
@@ -46,6 +48,9 @@ gpu: .venv/.library  ## what a GPU makes of it: bench with everything, then CIFA
 
 soak: .venv/.development  ## the property tests at ten thousand cases each
 	$(BIN)/python -m pytest -q -m property --hypothesis-profile=soak
+
+portable: .venv/.development  ## what trains, under other processors' kernels (PORTABLE="--variant avx2": one of them)
+	$(BIN)/python tools/portable.py $(PORTABLE)
 
 proofs: .venv/.library  ## what the proofs cost for the paper's networks (about three minutes)
 	$(BIN)/python tools/proofs.py

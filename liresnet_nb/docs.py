@@ -56,7 +56,7 @@ def exercises(
     return found
 
 # %% ../nbs/90_docs.ipynb #4477add9
-LIMIT = 90   # seconds a notebook may take; a run that took longer is not kept
+LIMIT = 90   # seconds a notebook should take; on a slow machine it takes longer, and nothing fails
 _skipped = re.compile(r"^#\|\s*eval:\s*false|nbdev_export\(", re.M)
 
 def _said(cell):
@@ -66,7 +66,7 @@ def _said(cell):
 
 def run_notebook(
     path:Path,           # read, never written
-    timeout:int=600,     # seconds a cell may take
+    timeout:int=1800,    # seconds a cell may take, or a kernel to start: only what hangs is stopped
 )->dict:                 # outputs: by cell id; seconds: for the notebook; solutions: how many were run
     "Run a notebook and its solutions in a new kernel; an error, or an exercise that is no exercise, is raised."
     nb = nbformat.read(path, 4)
@@ -76,7 +76,8 @@ def run_notebook(
     tried = [(a, new_code_cell(a.source)) for _, a in solved if a]
     again = {a.id: c for a, c in tried}
     for code, a in solved: nb.cells += [new_code_cell(code)]+([again[a.id]] if a else [])
-    client = NotebookClient(nb, timeout=timeout, store_widget_state=False, extra_arguments=["--log-level=40"],
+    client = NotebookClient(nb, timeout=timeout, startup_timeout=timeout, iopub_timeout=timeout,
+                            store_widget_state=False, extra_arguments=["--log-level=40"],
                             resources=dict(metadata=dict(path=path.parent)))
     client.reset_execution_trackers()
     began = time.time()
@@ -92,6 +93,9 @@ def run_notebook(
     return dict(outputs=outputs, seconds=ended-began, solutions=len(solved))
 
 # %% ../nbs/90_docs.ipynb #f1246375
+_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR",    # they choose the kernels,
+             "OMP_NUM_THREADS", "MKL_NUM_THREADS")                       # and these how sums are divided
+
 def _inputs(path, cfg):
     "A digest of all that decides what a notebook shows"
     text = path.read_text(encoding="utf-8")
@@ -104,6 +108,7 @@ def _inputs(path, cfg):
     digest = hashlib.sha256(text.encode())
     for p in sorted(files): digest.update(p.name.encode()+p.read_bytes())
     digest.update(repr([sys.version_info[:3], *((n, version(n)) for n in names)]).encode())
+    digest.update(repr([(n, os.environ[n]) for n in _SETTINGS if n in os.environ]).encode())
     return digest.hexdigest()[:16]
 
 def executed(
@@ -114,7 +119,6 @@ def executed(
     kept = cfg.config_path/"_build"/"outputs"/f"{path.stem}-{_inputs(path, cfg)}.json"
     if not kept.exists():
         run = run_notebook(path)
-        if run["seconds"] > LIMIT: return run
         kept.parent.mkdir(parents=True, exist_ok=True)
         for old in kept.parent.glob(f"{path.stem}-{'?'*16}.json"): old.unlink()
         with atomic_path(kept) as p: p.write_text(json.dumps(run))

@@ -7,6 +7,7 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+MINUTES = 60_000      # milliseconds; waits end when something is there, so they may be long
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
 
 
@@ -22,6 +23,14 @@ def watched(browser, base, **how):
     page.on("websocket", lambda w: None if w.url.startswith(base.replace("http", "ws")) else page.outside.append(w.url))
     yield page
     context.close()
+
+
+def settles(page, done, seconds=60):
+    "Whether `done()` becomes true; looked at until it does, or until only a fault can be the reason."
+    for _ in range(20*seconds):
+        if done(): return True
+        page.wait_for_timeout(50)
+    return False
 
 
 def free_port():

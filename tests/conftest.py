@@ -8,7 +8,14 @@ settings.register_profile("default", max_examples=300, **common)
 settings.register_profile("soak", max_examples=10_000, **{**common, "derandomize": False})
 settings.load_profile("default")
 
+# Modules that neither train nor depend on kernels; all others are marked `training`, for `make portable`.
+ELSEWHERE = {"test_docs", "test_explore", "test_lab", "test_package", "test_paper", "test_site", "test_tools"}
 TINY = dict(model="L1W8", epochs=3, batch=256, shift=1, save_seconds=0., device="cpu", progress=False)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem not in ELSEWHERE: item.add_marker("training")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ CLASSES = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5], [1, 3, 4, 5]])
 RATES = pd.DataFrame(dict(epoch=[1, 2, 3]*3, flip_rate=[None, .5, .25, None, .7, .35, None, .2, .1], threat_flip_rate=[None, .6, .3, None, .8, .4, None, .3, .2],
                           loss=["trades"]*6+["emma"]*3, n_classes=[10]*9, seed=[0]*3+[1]*3+[0]*3))
 INSTANCES = pd.DataFrame(dict(instance=[0, 5]*4, epoch=[1, 1, 2, 2, 3, 3, 4, 4], label=[0, 1]*4, threatening=[1, 0, 2, 0, 1, 0, 1, 3], runner_up=[1]*8))
+HANGS = 1800     # seconds: nothing that works takes so long
 ABOUT = dict(hardware="a CPU, 1 thread(s)", config=dict(epochs=10), runs=[dict(loss="trades", n_classes=n, cpu_seconds=n) for n in (10, 100, 200)])
 
 
@@ -109,7 +110,7 @@ def test_a_click_trains_and_the_curve_grows(trainer, monkeypatch):
     seen, redraw = [], demos.redraw
     monkeypatch.setattr(demos, "redraw", lambda figure, new: (redraw(figure, new), seen.append(len(trainer.curves.data[-1].x))))
     trainer.button.click()
-    trainer.thread.join(60)
+    trainer.thread.join(HANGS)
     assert not trainer.training() and trainer.message.value.startswith("done after 10 of 10 epochs")
     assert seen[::2] == list(range(10)) and trainer.curves.data[-1].name == "live: TRADES, 10 classes"
     assert trainer.curves.data[-1].y == tuple((100*flip_table(trainer.run).flip_rate[1:]).round(2))
@@ -120,23 +121,23 @@ def test_a_click_trains_and_the_curve_grows(trainer, monkeypatch):
 def test_stop_stops_and_a_second_click_starts_nothing(trainer, monkeypatch):
     reached, go_on, grow = threading.Event(), threading.Event(), trainer._grow
     def paused(run):
-        reached.set(); go_on.wait(30)
+        reached.set(); go_on.wait(HANGS)
         grow(run)
     monkeypatch.setattr(trainer, "_grow", paused)
     trainer.button.click()
-    assert reached.wait(30) and trainer.button.disabled
+    assert reached.wait(HANGS) and trainer.button.disabled
     first = trainer.thread
     trainer.button.click()
     assert trainer.thread is first and "a run is going on" in trainer.message.value
     trainer.stopper.click()
-    go_on.set(); first.join(30)
+    go_on.set(); first.join(HANGS)
     assert trainer.message.value.startswith("stopped after 1 of 20 epochs") and trainer.run.interrupted
 
 
 def test_an_error_is_one_line_and_the_next_run_may_start(trainer, monkeypatch):
     def fail(*_, **__): raise InputError("lr is <0: wanted more\nand more")
     monkeypatch.setattr(demos, "flip_run", fail)
-    trainer.button.click(); trainer.thread.join(30)
+    trainer.button.click(); trainer.thread.join(HANGS)
     assert trainer.message.value == "lr is &lt;0: wanted more" and not trainer.button.disabled
 
 

@@ -56,6 +56,17 @@ def test_a_run_is_kept_until_something_it_depends_on_changes(tmp_path, monkeypat
         p.write_text("2")
         changed = [docs._inputs(n, cfg) != b for n, b in zip((plain, reads), before)]
         assert changed == [k < 3, True], p            # an experiment counts for the notebooks that name it
+    before = docs._inputs(plain, cfg)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")      # other kernels: another run
+    assert docs._inputs(plain, cfg) != before
+
+
+def test_a_run_that_took_long_is_kept_as_well(tmp_path, monkeypatch):
+    cfg, ran = SimpleNamespace(lib_path=tmp_path/"lib", nbs_path=tmp_path, config_path=tmp_path, requirements="torch>=2"), []
+    (tmp_path/"a.ipynb").write_text("1")
+    monkeypatch.setattr(docs, "get_config", lambda: cfg)
+    monkeypatch.setattr(docs, "run_notebook", lambda path: ran.append(path) or dict(outputs={}, seconds=1e5, solutions=0))
+    assert docs.executed(tmp_path/"a.ipynb") == docs.executed(tmp_path/"a.ipynb") and len(ran) == 1
 
 
 def test_a_parameter_without_a_word_is_found():

@@ -8,7 +8,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from browser import needs_browser, watched
+from browser import MINUTES, needs_browser, settles, watched
 
 from liresnet_nb.docs import FIGURE
 
@@ -41,6 +41,7 @@ DRAWN = """box => { const div = box.querySelector('.js-plotly-plot'); const at =
   return at.width > 200 && at.height > 100 && div.querySelectorAll(
     '.mlayer :is(path, image, rect, text), .gl-container canvas, :is(.polarlayer, .pielayer, .ternarylayer) path').length > 0 }"""
 STATE = "box => { const d = box.querySelector('.js-plotly-plot'); return JSON.stringify(d.data)+d.querySelector('.cartesianlayer').innerHTML+(d._fullLayout.title?.text ?? '') }"
+WIDTH = "document.documentElement.scrollWidth"
 INK = "box => box.querySelector('.js-plotly-plot')._fullLayout.font.color"
 PALE = """() => { const rgba = c => c.match(/[\\d.]+/g).map(Number);
   const light = c => { const [r, g, b] = rgba(c).map(v => (v /= 255) <= .03928 ? v/12.92 : ((v+.055)/1.055)**2.4); return .2126*r+.7152*g+.0722*b };
@@ -61,10 +62,7 @@ def move(page, box):
     r, g = rail.bounding_box(), grip.bounding_box()
     left = g["x"]+g["width"]/2 > r["x"]+r["width"]/2
     page.mouse.click(r["x"]+r["width"]*(.15 if left else .85), r["y"]+r["height"]/2)
-    for _ in range(40):
-        page.wait_for_timeout(50)
-        if box.evaluate(STATE) != before: return True
-    return False
+    return settles(page, lambda: box.evaluate(STATE) != before)
 
 
 @pytest.fixture(scope="session", params=PAGES)
@@ -72,7 +70,7 @@ def visit(request, browser, address):
     "One visit of a page; the tests below look at what was seen."
     seen = dict(name=request.param)
     with watched(browser, address, viewport=WIDE, color_scheme="light") as page:
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(10*MINUTES)
         sizes = []
         page.on("response", lambda r: sizes.append((r.url, int(r.headers.get("content-length", 0)))))
         page.goto(f"{address}/{request.param}.html", wait_until="load")
@@ -93,11 +91,13 @@ def visit(request, browser, address):
         for _ in range(3):
             if page.evaluate("document.body.dataset.theme") != "dark": page.locator("button.theme-toggle:visible").first.click()
         page.wait_for_timeout(300)
+        settles(page, lambda: all(box.evaluate(INK) != a for a, box in zip(light, boxes)))
         seen["ink"] = [(a, box.evaluate(INK)) for a, box in zip(light, boxes)]
         seen["pale"] = page.evaluate(PALE)
         page.set_viewport_size(PHONE)
         page.wait_for_timeout(300)
-        seen["phone"] = page.evaluate("document.documentElement.scrollWidth")
+        settles(page, lambda: page.evaluate(WIDTH) <= PHONE["width"])
+        seen["phone"] = page.evaluate(WIDTH)
         seen["errors"], seen["outside"] = page.errors, page.outside
     return seen
 
