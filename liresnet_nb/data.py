@@ -278,7 +278,7 @@ def _jitter(
     words:Tensor,       # random whole numbers from 0 to 65535
     most:float,         # the largest jitter
 )->Tensor:              # from −most to most, in 1/65536
-    return (2*words-65535)*round(most*ONE) >> 16
+    return ((2*words-65535)*round(most*ONE)) >> 16
 
 def _poses(
     words:Tensor,       # random whole numbers from 0 to 65535, int64, [N,6]
@@ -287,7 +287,7 @@ def _poses(
     t, shear, wide, high, *shift = (_jitter(words[:, k], m) for k, m in enumerate(most))
     cos = (ONE*ONE-t*t)*ONE//(ONE*ONE+t*t)
     sin = 2*t*ONE*ONE//(ONE*ONE+t*t)
-    times = lambda a, b: a*b >> 16
+    times = lambda a, b: (a*b) >> 16
     right = times(cos, ONE+wide), times(sin, ONE+wide)
     down = times(times(shear, cos)-sin, ONE+high), times(times(shear, sin)+cos, ONE+high)
     return torch.stack([torch.stack(xy, 1) for xy in (right, down, shift)], 1)
@@ -298,11 +298,13 @@ def _draw(
     poses:Tensor,       # from `_poses`
     size:int,           # edge of the image in pixels
 )->Tensor:              # int64, white is 255·4096, [N,size,size]
+    "The glyphs in their poses, each pixel the mean of its square of the canvas: no number is rounded."
     halves = torch.arange(1-CANVAS, CANVAS, 2)[:, None]               # half pixels from the centre
-    right, down = (halves*poses[:, None, k]+2**12 >> 13 for k in (0, 1))   # sixteenths of a pixel, [N,CANVAS,2]
-    right = right+(poses[:, None, 2]+2**11 >> 12)
+    right, down = ((halves*poses[:, None, k]+2**12) >> 13 for k in (0, 1)) # sixteenths of a pixel, [N,CANVAS,2]
+    right = right+((poses[:, None, 2]+2**11) >> 12)
     right, down = right.float()/(8*CANVAS), down.float()/(8*CANVAS)   # as `grid_sample` counts: the canvas is 2 wide
-    drawn = F.grid_sample(glyphs[:, None].float(), right[:, None]+down[:, :, None], align_corners=False)
+    places = right[:, None]+down[:, :, None]
+    drawn = F.grid_sample(glyphs[:, None].float(), places, align_corners=False)
     return (F.avg_pool2d(drawn, CANVAS//size)*4096).long()[:, 0]
 
 # %% ../nbs/01_data.ipynb #2133e0a7
@@ -322,10 +324,12 @@ def draw_glyphs(
     for c, fonts in enumerate(glyph_atlas()[:n_classes]):
         low, high = portable_bytes("glyphs", seed, split, c, n=14*per_class).long().view(-1, 7, 2).unbind(2)
         words = low+256*high
-        ink = _draw(fonts[words[:, 6]*len(FONTS) >> 16], _poses(words[:, :6]), size)
+        glyphs = fonts[(words[:, 6]*len(FONTS)) >> 16]
+        ink = _draw(glyphs, _poses(words[:, :6]), size)
         grey = 255*256*ink//ink.amax((1, 2), keepdim=True)
         noise = portable_noise("glyph noise", seed, split, c, shape=(per_class, size, size))
-        raw[:, c, 0] = (grey+(noise*round(NOISE*255*256) >> 8)+128 >> 8).clamp(0, 255).byte()
+        noise = (noise*round(NOISE*255*256)) >> 8
+        raw[:, c, 0] = ((grey+noise+128) >> 8).clamp(0, 255).byte()
     return ImageSet(raw.flatten(0, 1), torch.arange(n_classes).repeat(per_class))
 
 # %% ../nbs/01_data.ipynb #c792b1c6

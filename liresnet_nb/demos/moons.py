@@ -41,7 +41,7 @@ def moons_task(
     def part(n, split):
         upper = _half_circle(n//2)
         lower = torch.tensor([ONE, ONE//2])-upper
-        spread = portable_noise("moons", split, shape=(n, 2))*round(noise*ONE) >> 8
+        spread = (portable_noise("moons", split, shape=(n, 2))*round(noise*ONE)) >> 8
         points = torch.cat([upper, lower])+spread-torch.tensor([ONE//2, ONE//4])
         pixels = (points*5//17+ONE//2).clamp(0, ONE).float()/ONE         # 3.4 moons wide, so 10/34 of it
         mixed = torch.randperm(n, generator=generator("moons", split))
