@@ -26,7 +26,7 @@ from scipy.stats import t
 from tqdm.auto import tqdm
 import liresnet_nb
 from .core import InputError, atomic_path, check_whole, choose, from_dict, generator, pick_device, run_command
-from .data import TASKS, data_home, load_task
+from .data import DRAWING, DRAWN, TASKS, data_home, drawing_of, load_task, tell_drawing
 from .layers import LinearOperator
 from .losses import get_loss
 from .model import build_model, n_parameters
@@ -420,7 +420,7 @@ def _measured(grid, cell, home, device, data_dir, on_epoch):
         _short(rows).to_csv(p, index=False, compression=dict(method="gzip", mtime=0))
     trained = "liresnet-train"+kept.command(1).partition("liresnet_nb.train")[2]
     return dict(command=trained, config=asdict(kept), device=str(run.model.device), seed=kept.seed, seconds=clock.read(),
-                epochs=len(history), parameters=n_parameters(run.model), held_out=kept.held_out, images=len(rows),
+                drawing=task.drawing, epochs=len(history), parameters=n_parameters(run.model), held_out=kept.held_out, images=len(rows),
                 epsilon=epsilon, clean_acc=found.clean_acc, vra=found.vra(epsilon), vra_low=low, vra_high=high,
                 vra_est=found.vra_est(epsilon), mean_radius=float(found.mean_radius),
                 sub_lipschitz=found.pair_bound.sub_lipschitz.value, **attacked)
@@ -479,11 +479,24 @@ def held(
 def _own(folder, grid):
     "Make the folder this grid's, or refuse"
     here = json.loads(json.dumps(dict(name=grid.name, scale=grid.scale, version=grid.version, question=grid.question,
-                                      attack=grid.attack, fixed=_shared(grid.fixed))))
+                                      attack=grid.attack, drawing=_drawing(grid), fixed=_shared(grid.fixed))))
     there = _read(folder/"grid.json")
     if there is None: return _write(folder/"grid.json", here)
     flat = lambda g: {**{k: g.get(k) for k in ("name", "scale", "version", "attack")}, **(g.get("fixed") or {})}
     _same(folder, flat(there), flat(here), "experiment")
+    if here["drawing"] is not None: _same_drawing(folder, there)
+
+def _drawing(grid):
+    "What a grid's images are drawn with today; None where none is made"
+    return DRAWING if any(cell.fields.get("task") in DRAWN for cell in grid.rows()) else None
+
+def _same_drawing(folder, there):
+    "Refuse a folder whose images are of another drawing; one that does not say is older than versions"
+    was = there.get("drawing", 1)
+    if was is None: _write(folder/"grid.json", there | dict(drawing=DRAWING))
+    elif was != DRAWING:
+        raise InputError(f"{folder} holds results on drawing {was} of the glyphs, and {DRAWING} is made today: "
+                         "choose another folder; what is there stays readable")
 
 def _shared(fields): return {k: v for k, v in fields.items() if k not in FREE}
 
@@ -502,7 +515,7 @@ def _finished(folder, cell, retry_failed):
         if retry_failed: _tidy(folder/cell.folder)             # from the start: what it left may be the reason
         return not retry_failed
     there, here = from_dict(TrainConfig, result["config"]), cell.config()       # fields that are new have their default
-    _same(folder/cell.folder, _shared(asdict(there)), _shared(asdict(here)), "run")
+    _same(folder/cell.folder, _decisive(there, result.get("drawing")), _decisive(here, DRAWING), "run")
     return True
 
 _FILES = ("history.csv", "examples.csv.gz", "result.json")
@@ -515,16 +528,20 @@ def _twins(out, folder, grid):
         with contextlib.suppress(InputError):                # damaged, or not ours: no twin
             result, there = _read_result(path), _read(path.parents[1]/"grid.json") or {}
             if "failed" not in result and there.get("attack") == grid.attack:
-                found[_decides(from_dict(TrainConfig, result["config"]))] = path.parent
+                config = from_dict(TrainConfig, result["config"])
+                found[json.dumps(_decisive(config, result.get("drawing")))] = path.parent
     return found
 
-def _decides(config, **fields): return json.dumps(_shared(asdict(config) | fields))
+def _decisive(config, drawing):
+    "What decides a result: the fields, and the drawing of the images if they are made"
+    return _shared(asdict(config)) | dict(drawing=drawing_of(config.task, drawing))
 
 def _take_over(twins, grid, cell, folder):
     "Has another experiment done this training already? Then its result becomes this cell's, and says so"
     try: config = cell.config()
     except InputError: return False
-    twin = twins.get(_decides(config)) or twins.get(_decides(config, track=True))     # tracking changes no weight
+    alike = config, replace(config, track=True)                         # tracking changes no weight
+    twin = next((t for c in alike if (t := twins.get(json.dumps(_decisive(c, DRAWING))))), None)
     if twin is None: return False
     home = folder/cell.folder
     home.mkdir(parents=True, exist_ok=True)
@@ -690,8 +707,14 @@ def results(
     out = Path(out)
     folders = [out] if (out/"grid.json").exists() else sorted(p.parent for p in out.glob("*/grid.json"))
     if not folders: raise InputError(f"{out} holds no experiment: wanted a folder that liresnet-reproduce wrote")
+    for folder in folders: tell_drawing(_recorded_drawing(folder))
     natural = lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.parent.name)]
     return _table([_read_result(p) for folder in folders for p in sorted(folder.glob("*/result.json"), key=natural)])
+
+def _recorded_drawing(folder):
+    "What the images of a grid's folder were drawn with; None where they were not made"
+    there = _read(folder/"grid.json")
+    return there.get("drawing", drawing_of((there.get("fixed") or {}).get("task")))
 
 _TOLD = dict(clean="clean_acc", vra="vra", pgd="pgd_acc", n="images", epsilon="epsilon", parameters="parameters")
 

@@ -1,10 +1,18 @@
 "Tasks, augmentation, folders made on the spot, and what happens when files are missing or broken."
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
+import tempfile
+from itertools import product
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +23,9 @@ from PIL import Image
 
 from liresnet_nb import data
 from liresnet_nb.core import InputError, generator
-from liresnet_nb.data import Augment, ImageSet, StreamSet, Task, class_subset, confusions, draw_glyphs, epoch_order, load_task, split_valid, write_imagenet, write_shards
+from liresnet_nb.data import (DRAWING, GLYPH_CLASSES, Augment, ImageSet, StreamSet, Task, class_subset, confusions, draw_glyphs, drawing_of, epoch_order, glyph_atlas, load_task,
+                              portable_bytes, portable_noise, render_glyphs, split_valid, tell_drawing, write_imagenet, write_shards)
+from liresnet_nb.demos.moons import moons_task
 
 
 def make_folder(root, parts=("train", "test"), classes=("ant", "bee", "cow"), n=5, size=12, ext="png", inner=""):
@@ -96,11 +106,136 @@ def test_what_a_set_of_images_refuses(digits):
         with pytest.raises(InputError, match=words): ImageSet(raw, labels, scale)
 
 
+MADE = {   # changed by a new drawing, and by nothing else
+    "atlas": "5967270dd0aada07",
+    "bytes": "5c54850a5bcc249a",
+    "noise": "344a50488c8742fa",
+    "glyphs, 16 pixels": "08cfc63bbaafb9d6",
+    "glyphs, 32 pixels": "9b487da0a5119213",
+    "task of glyphs": "8b3b463456c7df82",
+    "moons": "44e484a7ac163f05",
+    "digits": "008bf09cbacaa04d",
+    "validation split of digits": "26a6d56299d0cee0",
+    "order and draws": "4d6144f1b0ee266a",
+    "class subset": "e3d68d7353171e88",
+    "imagenet, pixels": "41d63ed8e340854c",
+    "imagenet, files": "b811ad3df5276c91",
+    "imagenet, shards": "ea0a8f0a24be266a",
+}
+
+
+def sha(*parts):
+    "Of tensors, bytes and what can be printed"
+    h = hashlib.sha256()
+    for p in parts: h.update(p.contiguous().numpy().tobytes() if isinstance(p, torch.Tensor) else p if isinstance(p, bytes) else str(p).encode())
+    return h.hexdigest()[:16]
+
+
+def made_imagenet(folder):
+    "Pixels before they become JPEG files, the files, and the order in which they are packed"
+    pixels, save = [], Image.Image.save
+    with mock.patch.object(Image.Image, "save", lambda image, *a, **k: (pixels.append(image.tobytes()), save(image, *a, **k))): write_imagenet(folder/"a", 202, 1, 1, 48)
+    files = [p.read_bytes() for p in sorted(folder.rglob("*.JPEG"))]
+    names = []
+    for tar in write_shards(folder/"a"/"train", folder/"b", per_shard=90):
+        with tarfile.open(tar) as t: names += t.getnames()
+    return {"imagenet, pixels": sha(*pixels), "imagenet, files": sha(*files), "imagenet, shards": sha(names)}
+
+
+def made():
+    "A hash of everything that the package makes or draws lots for, small"
+    digits, moons = load_task("digits"), moons_task()
+    held = split_valid(digits.train)
+    with tempfile.TemporaryDirectory() as folder: imagenet = made_imagenet(Path(folder))
+    return {"atlas": sha(glyph_atlas()), "bytes": sha(portable_bytes("a", 1, n=1000)), "noise": sha(portable_noise("a", 1, shape=(50, 3, 4))),
+            "glyphs, 16 pixels": sha(draw_glyphs(50, 6).raw), "glyphs, 32 pixels": sha(draw_glyphs(220, 2, 32, "test", 3).raw),
+            "task of glyphs": sha(*(part.fingerprint() for task in (load_task("glyphs"), load_task("glyphs", 12, 32, held_out="valid")) for part in (task.train, task.test))),
+            "moons": sha(moons.train.fingerprint(), moons.test.fingerprint()), "digits": sha(digits.train.fingerprint(), digits.test.fingerprint()),
+            "validation split of digits": sha(held[0].fingerprint(), held[1].fingerprint()), "order and draws": sha(*epoch_order(1347, 3, 7), *epoch_order(10, 0, 0)),
+            "class subset": sha(class_subset(1000, 100), class_subset(200, 7, seed=1)), **imagenet}
+
+
+def test_what_is_made_is_what_was_recorded():
+    "If only 'atlas' and what hangs on it differ, the sheet of glyphs was changed; if 'atlas' is alike, the drawing was. Either is a new `DRAWING`."
+    assert made() == MADE and DRAWING == 2
+
+
+def test_what_is_made_is_the_same_with_other_instructions():
+    "Plain instructions, AVX2 on two threads, and MKL's and JPEG's slow paths: a process each, all at once"
+    code = f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_data import made; print(json.dumps(made()))"
+    ways = dict(ATEN_CPU_CAPABILITY="default", OMP_NUM_THREADS="1"), dict(ATEN_CPU_CAPABILITY="avx2", OMP_NUM_THREADS="2"), dict(MKL_CBWR="COMPATIBLE", JSIMD_FORCENONE="1", NPY_DISABLE_CPU_FEATURES="AVX2")
+    how = dict(cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True)
+    asked = [(way, subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], env=os.environ | way, **how)) for way in ways]
+    for way, process in asked:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0 and json.loads(said) == MADE, way
+
+
+def by_whole_numbers(glyph, pose, size):
+    "What `_draw` computes, without a float"
+    (rx, ry), (dx, dy), (sx, sy) = pose.tolist()
+    k, total = 64//size, [[0]*size for _ in range(size)]
+    at = lambda x, y: glyph[y][x] if 0 <= x < 64 and 0 <= y < 64 else 0
+    place = lambda i, j, right, down, shift: (right*(2*j-63)+4096 >> 13)+(down*(2*i-63)+4096 >> 13)+(shift+2048 >> 12)+504
+    for i, j in product(range(64), repeat=2):
+        (x, u), (y, v) = divmod(place(i, j, rx, dx, sx), 16), divmod(place(i, j, ry, dy, sy), 16)
+        total[i//k][j//k] += (16-u)*(16-v)*at(x, y)+u*(16-v)*at(x+1, y)+(16-u)*v*at(x, y+1)+u*v*at(x+1, y+1)
+    return torch.tensor(total)*16//k**2
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_drawing_rounds_nothing(size):
+    words = torch.tensor([[0]*6, [65535]*6, [0, 65535]*3, portable_bytes("poses", n=6).tolist(), [32768]*6])
+    glyphs, poses = glyph_atlas()[[7, 41, 90, 150, 219], [0, 3, 6, 10, 15]], data._poses(words)
+    drawn = data._draw(glyphs, poses, size)
+    for g, p, found in zip(glyphs, poses, drawn): assert torch.equal(by_whole_numbers(g.tolist(), p, size), found)
+
+
+def test_a_pose_turns_shears_scales_and_shifts():
+    "Against floats and a sine: the jitter is what its constants say."
+    words = portable_bytes("poses", n=600).long().view(100, 6)*257
+    u = 2*(words.double()/65535)-1
+    angle = 2*(data.ROTATION*u[:, 0]).atan()
+    assert abs(angle.abs().max()-np.pi/18) < 0.001
+    cos, sin, shear, (wide, high) = angle.cos(), angle.sin(), data.SHEAR*u[:, 1], (1+data.SCALE*u[:, 2:4]).T
+    wanted = torch.stack([torch.stack([cos, sin], 1)*wide[:, None], torch.stack([shear*cos-sin, shear*sin+cos], 1)*high[:, None], 64*data.SHIFT*u[:, 4:]], 1)
+    assert (data._poses(words)/data.ONE-wanted).abs().max() < 1e-4
+
+
+def test_noise_is_nearly_normal():
+    noise = portable_noise("bell", shape=(40_000,)).double()/256
+    for k, wanted in ((1, 0), (2, 1), (3, 0), (4, 3-1.2/12)): assert abs((noise**k).mean()-wanted) < 0.06      # over five standard errors
+    assert torch.equal(portable_noise("bell", shape=(10, 2, 3))[:4], portable_noise("bell", shape=(4, 2, 3)))
+
+
+def test_the_sheet_of_glyphs_is_that_of_the_fonts():
+    "Another FreeType moves some grey levels; another font, class or order moves far more (two classes differ by 40 and more)."
+    apart = (render_glyphs(GLYPH_CLASSES).int()-glyph_atlas()[..., 8:56, 8:56].int()).abs().float().mean((2, 3))
+    assert apart.shape == (len(GLYPH_CLASSES), len(data.FONTS)) and apart.mean() < 1 and (apart < 8).float().mean() > 0.99
+    assert not glyph_atlas()[:, :, [*range(8), *range(56, 64)]].any() and not glyph_atlas()[..., [*range(8), *range(56, 64)]].any()
+
+
+def test_a_drawing_that_is_gone_is_one_line():
+    assert load_task("glyphs", drawing=DRAWING).drawing == load_task("glyphs").drawing == moons_task().drawing == DRAWING and load_task("digits").drawing is None
+    for name, drawing, words in (("glyphs", 1, "drawing is 1: it differed from processor to processor and is gone .*stay readable.*train again"), ("glyphs", 3, "drawing is 3: wanted 2"),
+                                 ("digits", 2, "digits is not drawn: leave drawing out")):
+        with pytest.raises(InputError, match=words) as e: load_task(name, drawing=drawing)
+        assert "\n" not in str(e.value)
+    assert [drawing_of("glyphs"), drawing_of("glyphs", 2), drawing_of("digits"), drawing_of("digits", 2)] == [1, 2, None, None]
+
+
+def test_an_older_drawing_is_told_once(capsys):
+    tell_drawing.cache_clear()
+    for drawing in (None, DRAWING, 1, 1, None): tell_drawing(drawing)
+    assert capsys.readouterr().out.count("drawing 1 of the glyphs") == 1
+
+
 def test_glyphs_are_deterministic_nested_and_drawn_apart():
     a, b = draw_glyphs(20, 12), draw_glyphs(20, 12)
     assert torch.equal(a.raw, b.raw) and a.raw.dtype == torch.uint8 and len(a) == 240
     few = draw_glyphs(10, 12)
     assert torch.equal(few.raw.reshape(12, 10, -1), a.raw.reshape(12, 20, -1)[:, :10])
+    assert torch.equal(draw_glyphs(20, 5).raw, a.raw[:100])
     assert not torch.equal(draw_glyphs(20, 12, split="test").raw, a.raw) and not torch.equal(draw_glyphs(20, 12, seed=1).raw, a.raw)
     assert draw_glyphs(3, 2, size=32).image_shape == (1, 32, 32)
     assert len(set(data.GLYPH_CLASSES)) == len(data.GLYPH_CLASSES) >= 200
@@ -118,6 +253,7 @@ def test_no_two_glyph_classes_look_alike():
 
 def test_a_look_alike_would_be_noticed(monkeypatch):
     monkeypatch.setattr(data, "GLYPH_CLASSES", "AΑBC")
+    monkeypatch.setattr(data, "glyph_atlas", lambda: torch.nn.functional.pad(render_glyphs("AΑBC"), (8,)*4))
     wrong = (counts := confusions(draw_glyphs(4, 60), draw_glyphs(4, 25, split="test")))-counts.diag().diag()
     assert (wrong+wrong.T).max() > 0.25*50
 

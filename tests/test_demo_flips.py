@@ -8,7 +8,7 @@ import torch
 
 from liresnet_nb.demos import flips as demos
 from liresnet_nb.core import InputError
-from liresnet_nb.data import Augment, Task, draw_glyphs
+from liresnet_nb.data import DRAWING, Augment, Task, draw_glyphs
 from liresnet_nb.demos.flips import FlipTrainer, flip_instances, flip_rate, flip_table, plot_flip_rate, plot_recorded_threats, plot_rival_descent, plot_threats, recorded_flips, rival_descent
 from liresnet_nb.explore import Control, explore, still
 
@@ -88,6 +88,7 @@ def test_the_recorded_runs_are_whole():
     assert len(rates) == len(about["runs"])*about["config"]["epochs"] and rates.flip_rate.dropna().between(0, 1).all()
     assert len(instances) == 6*60*about["config"]["epochs"] and (instances.label < instances.n_classes).all()
     assert {"command", "config", "seeds", "commit", "hardware", "versions", "wall_seconds"} <= set(about) and json.dumps(about)
+    assert about["drawing"] == 1 and demos.flip_task(10).drawing == DRAWING       # recorded on glyphs that cannot be made again
 
 
 @pytest.fixture

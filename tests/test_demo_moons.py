@@ -41,6 +41,19 @@ def test_the_task_is_the_same_every_time_and_fits_the_net():
     assert torch.equal(dense_net(seed=1).body[2].weight, dense_net(seed=1).body[2].weight)
 
 
+def test_the_moons_are_half_circles_with_noise():
+    "Exact without noise; with it, spread by a tenth. (Hashes of the points: test_data.py)"
+    exact, noisy = (torch.cat([part.images().flatten(1).double(), part.labels[:, None]], 1) for part in (moons_task(0.).train, moons_task().train))
+    x, y = ((exact[:, :2]-0.5)*3.4+torch.tensor([0.5, 0.25])).T
+    upper = exact[:, 2] == 0
+    x, y = torch.where(upper, x, 1-x), torch.where(upper, y, 0.5-y)                # the lower moon is the upper one, turned round
+    assert upper.sum() == 250 and ((x**2+y**2).sqrt()-1).abs().max() < 2e-4 and y.min() > -1e-4
+    angles = torch.atan2(y.clamp(min=0), x)[upper].sort().values
+    assert torch.allclose(angles.diff(), torch.full((249,), torch.pi/249).double(), atol=2e-4)
+    assert torch.equal(noisy[:, 2], exact[:, 2]) and 3.4*(noisy-exact)[:, :2].std(0) == pytest.approx([0.1, 0.1], abs=0.015)
+    assert noisy[:10, 2].unique().tolist() == [0, 1]                              # mixed: the first few are of both
+
+
 def test_a_survey_of_the_half_plane(plane):
     x = plane.xs.expand(len(plane.ys), -1)
     away = (x-0.5).abs() > 1e-9                                            # a tie has radius 0 and either answer

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from liresnet_nb.core import InputError, generator
+from liresnet_nb.data import DRAWING
 from liresnet_nb.demos.schedule import SCHEDULE, break_even, few_glyphs, load_schedule, plot_break_even, plot_schedule, plot_schedule_map, plot_slopes, scale_slope, schedule_runs
 from liresnet_nb.explore import Control, explore, still
 from liresnet_nb.losses import LOSSES, cross_entropy, emma, emma_adaptive, trades
@@ -140,7 +141,11 @@ def test_one_panel_a_run_with_what_was_asked_and_the_break_even():
     assert [list(t.y) for t in named(fig, "break-even")] == [[.05, .3], [.01, .02]] and [list(t.y) for t in named(fig, "asked for")] == [[.1, .2], [.3, .3]]
 
 
+DRAWN_1 = "372ea0b65f867f85d3a4cc5031675ca6a6c6f29a33bf0f2da7913df2ae1a965a"   # training images of drawing 1, on the processor that recorded
+
+
 def test_the_recorded_grid_is_whole():
+    "That it can be made again nobody can check: drawing 1 came out otherwise on other processors."
     runs, how = load_schedule()
     keys = ["loss", "epsilon_start", "epsilon_end", "epsilon_ramp", "epsilon_shape", "seed"]
     assert set(runs.loss) == {"emma", "emma_adaptive", "trades"} and len(runs.drop_duplicates(keys)) == how["runs"] == 240
@@ -150,7 +155,8 @@ def test_the_recorded_grid_is_whole():
             for ramp, shape in product((0., .25, .5, 1.), SHAPES):
                 assert len(schedule_runs(runs, loss, end, ramp, shape)) == 2*SCHEDULE["epochs"]
     last = runs[runs.epoch == SCHEDULE["epochs"]]
-    assert (last.vra <= last.clean_acc).all() and how["shared"]["fingerprint"] == few_glyphs().train.fingerprint()
+    assert (last.vra <= last.clean_acc).all() and how["shared"]["fingerprint"] == DRAWN_1 and how["drawing"] == 1
+    assert few_glyphs().drawing == DRAWING and few_glyphs().train.fingerprint() != DRAWN_1
     assert how["config"]["held_out"] == "valid" and how["config"]["epsilon"] == .3 and math.isfinite(how["cpu_seconds"])
 
 
@@ -161,9 +167,14 @@ def test_a_recorder_with_nothing_to_do_changes_nothing(tmp_path):
     spec.loader.exec_module(recorder)
     for name in ("schedule.csv.gz", "schedule.json"): (tmp_path/name).write_bytes((tool.parents[1]/"liresnet_nb"/"recorded"/name).read_bytes())
     before, args, threads = (tmp_path/"schedule.csv.gz").read_bytes(), Namespace(out=tmp_path, losses="emma,trades", seeds=2), torch.get_num_threads()
+    how, task = load_schedule()[1], few_glyphs()
+
+    def tells(**fields): (tmp_path/"schedule.json").write_text(json.dumps(how | fields))
     try:
+        with pytest.raises(InputError, match="tells of drawing 1 of the glyphs, and 2 is made today"): recorder.main(args)
+        tells(drawing=DRAWING, shared=how["shared"] | dict(task=repr(task), fingerprint=task.train.fingerprint()))     # as if recorded today
         recorder.main(args)
         assert (tmp_path/"schedule.csv.gz").read_bytes() == before
-        (tmp_path/"schedule.json").write_text(json.dumps(dict(load_schedule()[1], shared={})))
+        tells(drawing=DRAWING, shared={})
         with pytest.raises(InputError, match="other settings"): recorder.main(args)
     finally: torch.set_num_threads(threads)

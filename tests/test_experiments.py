@@ -18,7 +18,7 @@ from conftest import weights
 
 import liresnet_nb.experiments as ex
 from liresnet_nb.core import InputError
-from liresnet_nb.data import load_task
+from liresnet_nb.data import DRAWING, load_task, tell_drawing
 from liresnet_nb.evaluate import wilson
 from liresnet_nb.model import build_model
 from liresnet_nb.train import Diverged, TrainConfig, load_run
@@ -203,6 +203,60 @@ def test_a_folder_of_another_experiment_is_refused(done):
     joint = dataclasses.replace(TINY, vary=dict(loss={"emma": dict(loss="gloro")}))      # the same name, another training
     with pytest.raises(InputError, match="loss is 'emma' there and 'gloro' here"): ex.reproduce(joint, folder.parent, **QUIET)
     assert len(ex.reproduce(dataclasses.replace(TINY, fixed=FIXED | dict(save_seconds=9., device="cpu")), folder.parent, keep_weights=True, **QUIET)) == 2
+
+
+def drawn_earlier(folder):
+    "Make a finished grid one of the time before drawings had versions"
+    for path in (folder/"grid.json", *folder.glob("*/result.json")):
+        said = json.loads(path.read_text())
+        said.pop("drawing")
+        said.get("config", {}).pop("drawing", None)
+        path.write_text(json.dumps(said))
+
+
+def test_the_drawing_is_recorded_and_a_folder_keeps_to_one(done, tmp_path, capsys):
+    assert all(json.loads((done[0]/f).read_text())["drawing"] == DRAWING for f in ("grid.json", "loss=emma-seed=0/result.json"))
+    folder, tell = shutil.copytree(done[0], tmp_path/"tiny-laptop"), tell_drawing
+    drawn_earlier(folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    more = dataclasses.replace(TINY, seeds=(0, 1))
+    for grid in (TINY, more):
+        with pytest.raises(InputError, match=r"tiny-laptop holds results on drawing 1 of the glyphs, and 2 is made today: choose another folder; .* readable") as e: ex.reproduce(grid, tmp_path, **QUIET)
+        assert "\n" not in str(e.value)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"} == before
+    tell.cache_clear(); capsys.readouterr()
+    pd.testing.assert_frame_equal(ex.results(folder), done[1])
+    assert "Recorded on drawing 1 of the glyphs" in capsys.readouterr().out
+    (folder/"grid.json").unlink()
+    with pytest.raises(InputError, match="holds another run .drawing is 1 there and 2 here"): ex.reproduce(TINY, tmp_path, **QUIET)
+
+
+def test_nothing_is_taken_over_from_another_drawing(done, tmp_path, monkeypatch):
+    drawn_earlier(shutil.copytree(done[0], tmp_path/"old-laptop"))
+    trained = []
+    monkeypatch.setattr(ex, "fit", lambda *a, _fit=ex.fit, **k: trained.append(k["config"].loss) or _fit(*a, **k))
+    ex.reproduce(TINY, tmp_path, **QUIET)
+    assert trained == ["emma", "trades"]
+
+
+def test_what_is_not_made_has_no_drawing(tmp_path):
+    fixed = {k: v for k, v in FIXED.items() if k not in ("task", "n_classes")} | dict(epochs=1)
+    digits = dataclasses.replace(TINY, vary=dict(task=("digits",)), fixed=fixed)
+    ex.reproduce(digits, tmp_path, **QUIET)
+    folder, drawing = tmp_path/"tiny-laptop", lambda path: json.loads(path.read_text())["drawing"]
+    assert drawing(folder/"grid.json") is None and drawing(folder/"task=digits-seed=0"/"result.json") is None
+    drawn_earlier(folder)                                                  # without made images there is nothing to mix
+    assert len(ex.reproduce(digits, tmp_path, **QUIET)) == 1
+    shutil.rmtree(folder)
+    ex.reproduce(digits, tmp_path, **QUIET)
+    ex.reproduce(dataclasses.replace(digits, vary=dict(task=("digits", "glyphs"))), tmp_path, **QUIET)
+    assert drawing(folder/"grid.json") == DRAWING == drawing(folder/"task=glyphs-seed=0"/"result.json")
+
+
+def test_recorded_grids_say_their_drawing():
+    "What shipped before drawings had versions is of drawing 1, whatever is drawn today"
+    said = {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in ex.recorded("table2-laptop").parent.glob("*/grid.json")}
+    assert len(said) == 11 and {k: g.get("drawing") for k, g in said.items()} == {k: 1 if g["fixed"]["task"] == "glyphs" else None for k, g in said.items()}
 
 
 def test_a_damaged_result_is_named(tmp_path):

@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from liresnet_nb.core import InputError, atomic_path, run_command
+from liresnet_nb.data import DRAWING
 from liresnet_nb.demos.flips import flip_instances, flip_run, flip_table, flip_task
 from liresnet_nb.experiments import provenance
 
@@ -28,7 +29,7 @@ def write_csv(path, tables):
 def record(args):
     if not args.out.is_dir(): raise InputError(f"no folder {args.out} to write to: make it first")
     rates, instances, began = [], [], time.time()
-    about = dict(command=" ".join(["python", "tools/record_flips.py", *sys.argv[1:]]), **provenance(), runs=[])
+    about = dict(command=" ".join(["python", "tools/record_flips.py", *sys.argv[1:]]), drawing=DRAWING, **provenance(), runs=[])
     plan = [(seed, loss, n) for seed in args.seeds for n in args.n_classes for loss in args.losses]
     with tqdm(total=len(plan)*args.epochs, unit="epoch") as bar:
         for seed, loss, n in plan:

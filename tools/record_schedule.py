@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from liresnet_nb.core import InputError, atomic_path, check_whole, choose, run_command
+from liresnet_nb.data import DRAWING
 from liresnet_nb.demos.schedule import SCHEDULE, few_glyphs
 from liresnet_nb.evaluate import evaluate
 from liresnet_nb.experiments import provenance
@@ -55,6 +56,8 @@ def read(table_file, about_file, shared):
     "What was recorded earlier, with these settings."
     if not (table_file.exists() and about_file.exists()): return None, dict(runs=0, seconds=0., cpu_seconds=0.)
     about = json.loads(about_file.read_text())
+    if (drawing := about.get("drawing", 1)) != DRAWING:
+        raise InputError(f"{about_file} tells of drawing {drawing} of the glyphs, and {DRAWING} is made today: give another --out, or delete it")
     if about["shared"] != shared:
         raise InputError(f"{about_file} tells of other settings: give another --out, or delete it")
     return pd.read_csv(table_file), about
@@ -77,7 +80,7 @@ def main(args):
         table = (rows if table is None else pd.concat([table, rows])).sort_values(KEYS+["epoch"])
         about = dict(command="python tools/record_schedule.py", runs=about["runs"]+1,
                      **{name: round(about[name]+value, 1) for name, value in took.items()},
-                     seeds=sorted(set(table.seed.tolist())), shared=shared,
+                     seeds=sorted(set(table.seed.tolist())), drawing=DRAWING, shared=shared,
                      config={k: v for k, v in config.items() if k not in KEYS},
                      **source)
         how = dict(index=False, float_format="%.4g", compression=dict(method="gzip", mtime=0))

@@ -22,7 +22,7 @@ from pathlib import Path
 from plotly.subplots import make_subplots
 from torch import Tensor
 from ..core import InputError, choose
-from ..data import GLYPH_CLASSES, Augment, Task, draw_glyphs
+from ..data import DRAWING, GLYPH_CLASSES, Augment, Task, draw_glyphs, tell_drawing
 from ..explore import Control, redraw
 from ..figures import PALETTE, styled
 from ..losses import get_loss
@@ -39,7 +39,8 @@ def flip_task(
     "Glyphs of the first `n_classes` kinds, always equally many training images."
     train = draw_glyphs(n_classes, FLIP_IMAGES//n_classes)
     test = draw_glyphs(n_classes, 5, split="test")
-    return Task("equal glyphs", train, test, tuple(GLYPH_CLASSES[:n_classes]), 0.25, Augment(1))
+    classes = tuple(GLYPH_CLASSES[:n_classes])
+    return Task("equal glyphs", train, test, classes, 0.25, Augment(1), drawing=DRAWING)
 
 def flip_run(
     loss:str,            # "trades", "emma", "gloro"
@@ -89,7 +90,9 @@ def recorded_flips()->tuple[pd.DataFrame,pd.DataFrame,dict]: # rates, instances,
     "The runs that ship with the package: TRADES and EMMA on 10, 100 and 200 classes (tools/record_flips.py)."
     folder = Path(str(files("liresnet_nb")/"recorded"))
     rates, instances = (pd.read_csv(folder/f"{name}.csv.gz") for name in ("flips", "flips_instances"))
-    return rates, instances, json.loads((folder/"flips.json").read_text(encoding="utf-8"))
+    about = json.loads((folder/"flips.json").read_text(encoding="utf-8"))
+    tell_drawing(about["drawing"])
+    return rates, instances, about
 
 # %% ../../nbs/18d_demo_flips.ipynb #df3e56ed
 FLIP_STYLES = {10: ("blue", "circle"), 100: ("orange", "square"), 200: ("vermilion", "diamond")}

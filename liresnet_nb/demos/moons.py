@@ -7,6 +7,7 @@ __all__ = ['moons_task', 'dense_net', 'Plane', 'border_points', 'survey', 'Walk'
            'Nudged', 'nudge', 'plot_nudged']
 
 # %% ../../nbs/18a_demo_moons.ipynb #aeacdd62
+import mpmath
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from typing import NamedTuple
 from ..attack import apgd, attack
 from ..core import InputError, generator, seeded
-from ..data import ImageSet, Task
+from ..data import DRAWING, ONE, ImageSet, Task, portable_noise
 from ..evaluate import certify
 from ..figures import PALETTE, plot_images, styled
 from ..layers import Centre, Dense, Flatten, MinMax, NormalizedHead
@@ -26,16 +27,28 @@ from ..margins import vra
 from ..model import GloroNet
 
 # %% ../../nbs/18a_demo_moons.ipynb #f43be41b
+def _half_circle(
+    n:int,               # points
+)->Tensor:               # x and y, evenly spaced from (1,0) to (−1,0), int64, in 1/65536, [n,2]
+    with mpmath.workdps(40):
+        angles = [mpmath.mpf(k)/(n-1) for k in range(n)]
+        return torch.tensor([[round(ONE*mpmath.cospi(a)), round(ONE*mpmath.sinpi(a))] for a in angles])
+
 def moons_task(
     noise:float=0.1,     # spread around the moons; they are 3 wide
 )->Task:                 # 500 training and 200 test images of two pixels, [2,1,1]
-    "Two interleaved half circles in the unit square, the same points every time."
-    from sklearn.datasets import make_moons
-    def part(n, seed):
-        x, y = make_moons(n, noise=noise, random_state=seed)
-        x = torch.from_numpy((x-[0.5, 0.25])/3.4+0.5).float().clamp(0, 1)
-        return ImageSet(x.view(-1, 2, 1, 1), torch.from_numpy(y), scale=1.)
-    return Task("moons", part(500, 0), part(200, 1), ("upper moon", "lower moon"), 0.05)
+    "Two interleaved half circles in the unit square, the same points every time and everywhere."
+    def part(n, split):
+        upper = _half_circle(n//2)
+        lower = torch.tensor([ONE, ONE//2])-upper
+        spread = (portable_noise("moons", split, shape=(n, 2))*round(noise*ONE)) >> 8
+        points = torch.cat([upper, lower])+spread-torch.tensor([ONE//2, ONE//4])
+        pixels = (points*5//17+ONE//2).clamp(0, ONE).float()/ONE         # 3.4 moons wide, so 10/34 of it
+        mixed = torch.randperm(n, generator=generator("moons", split))
+        labels = torch.arange(2).repeat_interleave(n//2)
+        return ImageSet(pixels[mixed].view(-1, 2, 1, 1), labels[mixed], scale=1.)
+    classes = "upper moon", "lower moon"
+    return Task("moons", part(500, "train"), part(200, "test"), classes, 0.05, drawing=DRAWING)
 
 def dense_net(
     shape:tuple=(2, 1, 1), # (C,H,W) of an image

@@ -16,7 +16,7 @@ from importlib.resources import files
 from plotly.subplots import make_subplots
 from torch import Tensor
 from ..core import InputError, choose
-from ..data import GLYPH_CLASSES, TASKS, Task, draw_glyphs
+from ..data import DRAWING, GLYPH_CLASSES, TASKS, Task, draw_glyphs, tell_drawing
 from ..figures import PALETTE, styled
 from ..losses import get_loss
 from ..train import SHAPES, epsilon_at
@@ -28,14 +28,16 @@ def few_glyphs()->Task:   # judged on a validation set
     "Fifty glyph classes, twenty training images of each: a task for grids of small runs."
     train, valid = draw_glyphs(50, 20, split="train"), draw_glyphs(50, 15, split="valid")
     classes, augment = tuple(GLYPH_CLASSES[:50]), TASKS["glyphs"][2]
-    return Task("few glyphs", train, valid, classes, 0.3, augment, held_out="valid")
+    return Task("few glyphs", train, valid, classes, 0.3, augment, held_out="valid", drawing=DRAWING)
 
 # %% ../../nbs/18e_demo_schedule.ipynb #b777569e
 def load_schedule()->tuple[pd.DataFrame,dict]: # a row an epoch of each run; command, settings, machine, time
     "The recorded runs of the grid of schedules, and how they were made."
     folder = files("liresnet_nb")/"recorded"
     with (folder/"schedule.csv.gz").open("rb") as f: table = pd.read_csv(f, compression="gzip")
-    return table, json.loads((folder/"schedule.json").read_text())
+    about = json.loads((folder/"schedule.json").read_text())
+    tell_drawing(about["drawing"])
+    return table, about
 
 def schedule_runs(
     runs:pd.DataFrame,    # from `load_schedule`
