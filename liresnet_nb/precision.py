@@ -81,19 +81,19 @@ class _Logits(nn.Module):
     def __init__(self, head): super().__init__(); self.head = head
     def forward(self, x): return F.linear(x, self.head.rows(), self.head.bias)
 
-# %% ../nbs/09b_precision.ipynb #77252041
+# %% ../nbs/09b_precision.ipynb #e6c0b131
 def _parts(body):
     "Name and module of each layer, or of the layers that it is made of"
     made_of_layers = lambda m: any(isinstance(part, LipschitzLayer) for part in m.modules() if part is not m)
     for k, layer in enumerate(body):
         named = [(f"{k}.{n}".rstrip("."), m) for n, m in layer.named_modules() if isinstance(m, LipschitzLayer)]
         inside = [(name, m) for name, m in named if not made_of_layers(m)]
-        yield from inside or [(str(k), layer)]
+        yield from ((f"{name} {type(m).__name__}", m) for name, m in inside or [(str(k), layer)])
 
 def _operator(name, module, x, out):
     channels_last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return Operator(f"{name} {type(module).__name__}", module, tuple(x.shape[1:]), tuple(out.shape[1:]),
+    return Operator(name, module, tuple(x.shape[1:]), tuple(out.shape[1:]),
                     x.dtype, layout, x.device)
 
 @contextmanager
@@ -124,7 +124,7 @@ def operators(
         for hook in hooks: hook.remove()
     return found
 
-# %% ../nbs/09b_precision.ipynb #4474c9ef
+# %% ../nbs/09b_precision.ipynb #d19efbc9
 class _Stack(nn.Module):
     "Linear operators of one shape, as the power method applies them"
     def __init__(self, kernel, how):
@@ -140,7 +140,7 @@ def stacked_operators(
     found = []
     for ops, kernel, v, how in model._stacks():
         stack = _Stack(kernel, how)
-        found.append(replace(_operator(f"constants of {len(ops)}", stack, v, stack(v)), batch=len(ops)))
+        found.append(replace(_operator(f"constants, {len(ops)} at once", stack, v, stack(v)), batch=len(ops)))
     return found
 
 # %% ../nbs/09b_precision.ipynb #5d8ece12
@@ -181,7 +181,7 @@ def _called(module, weights, x, low):
     with _own_stream(x.device), torch.autocast(x.device.type, torch.bfloat16, enabled=low):
         return functional_call(module, weights | _copies(module), x)
 
-# %% ../nbs/09b_precision.ipynb #da42a77a
+# %% ../nbs/09b_precision.ipynb #b7c9ea3f
 def coarsest(
     device:torch.device,       # where it is computed
     dtype:str="float32",       # of the forward pass: float32, bfloat16
@@ -194,7 +194,7 @@ def coarsest(
     return "tf32" if "tf32" in found else "float32"
 
 def wrong_operators(
-    found:list[Operator],
+    found:list[Operator],      # from `operators`
     batches,                   # every number of images that occurs
     dtype:str="bfloat16",      # of the forward pass: float32, bfloat16
 )->list[str]:                  # a line for each that is wrong; none: all is well

@@ -494,21 +494,6 @@ def _agreed(value, world):
     return said[0]
 
 # %% ../nbs/10_train.ipynb #46d860fe
-def _trusted(config, model, train, rank, world):
-    "The config, must float32 be full float32, may AdamW be fused: as far as this processor computes right"
-    device = model.device
-    if config.dtype == "bfloat16" and not has_bfloat16(device):
-        if rank == 0: warnings.warn("this processor has no bfloat16 arithmetic and would be slow: training in float32", stacklevel=3)
-        config = replace(config, dtype="float32")
-    fusable = device.type in ("cpu", "cuda")
-    try:
-        wrong = _everyones([w for asked in _asked(config, model, train, rank, world) for w in wrong_operators(*asked)], world)
-        unfused = _everyones(wrong_adam(model.parameters(), fused=True) if fusable else [], world)
-    except torch.OutOfMemoryError:
-        raise InputError(f"{device} has not enough memory for batch {config.batch} on {world} of them: take a smaller one") from None
-    if rank == 0 and (wrong or unfused): warnings.warn(_told_wrong(wrong, unfused, config.dtype, device), stacklevel=3)
-    return replace(config, dtype="float32") if wrong else config, bool(wrong), fusable and not unfused
-
 def _asked(config, model, train, rank, world):
     "What a run computes with fewer digits than float32: operators, numbers of images, dtype"
     example, n = _example(train, config).to(model.device), len(train)
@@ -530,6 +515,22 @@ def _shares(n, batch, rank=0, world=1):
     "The numbers of images that this process gets of a step: a full one, and the last one"
     return sorted({len(range(rank, size, world)) for size in (min(batch, n), n%batch)}-{0})
 
+# %% ../nbs/10_train.ipynb #222fad8c
+def _trusted(config, model, train, rank, world):
+    "The config, must float32 be full float32, may AdamW be fused: as far as this processor computes right"
+    device = model.device
+    if config.dtype == "bfloat16" and not has_bfloat16(device):
+        if rank == 0: warnings.warn("this processor has no bfloat16 arithmetic and would be slow: training in float32", stacklevel=3)
+        config = replace(config, dtype="float32")
+    fusable = device.type in ("cpu", "cuda")
+    try:
+        wrong = _everyones([w for asked in _asked(config, model, train, rank, world) for w in wrong_operators(*asked)], world)
+        unfused = _everyones(wrong_adam(model.parameters(), fused=True) if fusable else [], world)
+    except torch.OutOfMemoryError:
+        raise InputError(f"{device} has not enough memory for batch {config.batch} on {world} of them: take a smaller one") from None
+    if rank == 0 and (wrong or unfused): warnings.warn(_told_wrong(wrong, unfused, config.dtype, device), stacklevel=3)
+    return replace(config, dtype="float32") if wrong else config, bool(wrong), fusable and not unfused
+
 def _everyones(lines, world):
     "What any of the processes found"
     if world == 1: return lines
@@ -541,7 +542,7 @@ def _told_wrong(wrong, unfused, dtype, device):
     "The warning"
     more = f"; and {len(wrong)-6} more" if len(wrong) > 6 else ""
     then = ["training in full float32"]*bool(wrong)+["AdamW in a plain loop"]*bool(unfused)
-    low = dtype if dtype == "bfloat16" else coarsest(device)
+    low = "TF32" if coarsest(device, dtype) == "tf32" else "bfloat16"
     return f"this {device.type} computes wrongly in {low} ({'; '.join(wrong[:6]+unfused)}{more}): {', '.join(then)}"
 
 # %% ../nbs/10_train.ipynb #305bd898
