@@ -766,7 +766,8 @@ def main(
     add("--accuracy", nargs="+", choices=TASKS, metavar="TASK",
         help="train with either step, three seeds (digits: about ten minutes, glyphs: three)")
     add("--out", metavar="FILE", help="write all numbers there, as JSON")
-    return run_command(run_bench, parser, argv)
+    def go(args): run_bench(args)     # what it returns is no status
+    return run_command(go, parser, argv)
 
 # %% ../nbs/19c_bench.ipynb #892cc413
 if __name__ == "__main__" and "__file__" in globals():   # a notebook has no __file__

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SHAPES', 'PAPER', 'PRESETS', 'FORMAT', 'FREE', 'epsilon_at', 'lr_at', 'TrainConfig', 'make_config', 'task_of',
            'check_config', 'Run', 'save_checkpoint', 'read_checkpoint', 'load_weights', 'load_run', 'open_run',
-           'train_step', 'Diverged', 'run_epoch', 'threats', 'fit', 'main']
+           'train_step', 'Diverged', 'run_epoch', 'threats', 'fastest_threads', 'fit', 'main']
 
 # %% ../nbs/10_train.ipynb #27c4f854
-import argparse, dataclasses, functools, hashlib, json, math, os, shlex, signal, tempfile, time, warnings
+import argparse, copy, dataclasses, functools, hashlib, json, math, os, shlex, signal, tempfile, time, warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import pandas as pd
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 import liresnet_nb
 from .core import InputError, add_flags, atomic_path, check_epsilon, choose
-from .core import field_type, first_to_say, from_dict, has_bfloat16, pick_device, plain_errors, processes, run_command
-from .core import tensor_bytes
+from .core import field_type, first_to_say, from_dict, full_precision, generator, has_bfloat16, pick_device
+from .core import plain_errors, processes, run_command, tensor_bytes, threads
 from .data import TASKS, Augment, ImageSet, StreamSet, Task, load_task
 from .losses import LOSSES, get_loss
 from .margins import runner_up, threatening_class, vra_estimate
 from .model import KINDS, GloroNet, ModelConfig, build_model, named_net, parse_name
+from .precision import coarsest, operators, stacked_operators, wrong_adam, wrong_operators
 
 # %% ../nbs/10_train.ipynb #09b73402
 SHAPES = dict(linear=lambda p: p, early=lambda p: 1-(1-p)**2, late=lambda p: p**2)   # share of the ramp -> of the rise
@@ -61,6 +63,7 @@ class TrainConfig:
     n_classes:int|None=None    # fewer classes than the task has
     size:int|None=None         # edge of an image in pixels, where it can be chosen
     data_dir:str|None=None     # where the data lie
+    drawing:int|None=None      # version of the made images (glyphs); the current one if not given
     held_out:str="test"        # judge on "test", or on "valid": 15 % of the training set, to choose settings on
     model:str="L6W128"         # LxWy: x blocks of y channels; or 6C2F, 8C2F
     backbone:str="liresnet"    # kind of block: liresnet, convnet, resnet
@@ -85,6 +88,7 @@ class TrainConfig:
     power_steps:int=4          # products with AᵀA before each step, for `krylov_step`
     seed:int=0                 # of weights, order and augmentation
     device:str="auto"          # auto, cpu, cuda, cuda:N, mps
+    threads:int|None=None      # of the CPU; if not given, a short trial before the first step chooses
     dtype:str="float32"        # of forward and backward: float32 or bfloat16; constants stay float32
     track:bool=False           # keep each training image's threatening class and runner-up, every epoch
     save_seconds:float=10.     # at least so long between two checkpoints
@@ -115,8 +119,8 @@ class TrainConfig:
 # %% ../nbs/10_train.ipynb #21bdae22
 PAPER = dict(imagenet=dict(model="L18W588", epochs=400, batch=1024))   # else the defaults of `TrainConfig`
 PRESETS = dict(   # small sets in a minute or two on a laptop's CPU, the paper's sets as in the paper, on GPUs
-    digits=dict(model="L4W64", epochs=60, batch=64, lr=1.2e-2, epsilon_end=1.2),
-    glyphs=dict(model="L2W32", epochs=30, batch=64, lr=1.2e-2, epsilon_end=1.2),
+    digits=dict(model="L4W64", epochs=60, batch=64, lr=1.2e-2, epsilon_end=1.2, threads=1),
+    glyphs=dict(model="L2W32", epochs=30, batch=64, lr=1.2e-2, epsilon_end=1.2, threads=1),
     **PAPER,
 )
 
@@ -136,7 +140,8 @@ def task_of(
 )->Task:                       # with its images, loaded
     "The task that a config names."
     if config.task not in TASKS: raise InputError(f"the run learned {config.task!r}, a task of your own: give it, evaluate(run, task)")
-    return load_task(config.task, config.n_classes, config.size, config.data_dir, config.held_out)
+    drawn = {} if config.drawing is None else dict(drawing=config.drawing)
+    return load_task(config.task, config.n_classes, config.size, config.data_dir, config.held_out, **drawn)
 
 # %% ../nbs/10_train.ipynb #ca3907ea
 def check_config(
@@ -163,7 +168,7 @@ def check_config(
         for name in names.split():
             value = getattr(config, name)
             if value is not None and not ok(value): raise InputError(f"{name} is {value!r}: wanted {what}")
-    wanted("epochs batch power_steps size", lambda v: v >= 1, "a whole number >= 1")
+    wanted("epochs batch power_steps size threads drawing", lambda v: v >= 1, "a whole number >= 1")
     wanted("n_classes", lambda v: v >= 2, "at least two classes")
     wanted("dense", lambda v: v >= 2 and v % 2 == 0, "an even number, for MinMax")
     wanted("shift workers", lambda v: v >= 0, "a whole number >= 0")
@@ -266,7 +271,7 @@ def load_run(
 )->Run:
     "A run as it was saved."
     tensors, meta = read_checkpoint(path)
-    try: config = from_dict(TrainConfig, meta["config"])
+    try: config = from_dict(TrainConfig, _completed(meta["config"]))
     except InputError as e:
         raise InputError(f"checkpoint {path} was written by liresnet_nb {meta.get('version')}, "
                          f"this is {liresnet_nb.__version__}: {e}") from None
@@ -277,6 +282,13 @@ def load_run(
     load_weights(model, tensors, path)
     return Run(model.to(pick_device(device)), pd.DataFrame(meta["history"]), config, Path(path), tuple(meta["classes"]),
                threatening=tensors.get("track.threatening"), runner_up=tensors.get("track.runner_up"))
+
+# %% ../nbs/10_train.ipynb #8d9ff85c
+def _completed(fields):
+    "The fields of a config as it was written, with those that came later"
+    usual = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in KINDS}
+    drawn = dict(drawing=1) if fields.get("task") == "glyphs" else {}
+    return {**usual, **drawn, **fields}
 
 # %% ../nbs/10_train.ipynb #6a032873
 # what may differ between a run and its resumption (data have a fingerprint); so may the number of processes
@@ -294,22 +306,22 @@ def open_run(
     if (folder/"checkpoint.safetensors").exists():
         tensors, meta = read_checkpoint(folder)
         there = meta["config"]
-        if meta["fingerprint"] != fingerprint:
-            raise InputError(f"{folder} holds a run on other data (fingerprint {meta['fingerprint'][:12]}, "
-                             f"here {fingerprint[:12]}): choose another folder")
     elif (folder/"config.json").exists():
         try: there = dict(json.loads((folder/"config.json").read_text()))
         except (ValueError, TypeError): raise InputError(f"{folder}/config.json is damaged: choose another folder") from None
     elif any(not p.name.endswith(".tmp") for p in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run: choose another folder")
     else: return None, None
-    here = asdict(config)
-    there = {**{f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in KINDS}, **there}   # runs of old
+    here, there = asdict(config), _completed(there)
+    if there.get("threads") is None: there["threads"] = here["threads"]     # nobody had to choose
     other = [k for k in here if k not in FREE and there.get(k) != here[k]]
-    if not other: _sweep(folder)
-    else:
+    if other:
         differences = "; ".join(f"{k} is {there.get(k)!r} there and {here[k]!r} here" for k in other)
         raise InputError(f"{folder} holds a different run ({differences}): choose another folder, or delete it")
+    if meta and meta["fingerprint"] != fingerprint:
+        raise InputError(f"{folder} holds a run on other data (fingerprint {meta['fingerprint'][:12]}, "
+                         f"here {fingerprint[:12]}): choose another folder")
+    _sweep(folder)
     return tensors, meta
 
 # %% ../nbs/10_train.ipynb #282aebfe
@@ -432,6 +444,107 @@ def threats(
     if world > 1: dist.all_reduce(out, dist.ReduceOp.MAX)
     return list(out.to("cpu", torch.int16))
 
+# %% ../nbs/10_train.ipynb #f41f96f8
+def fastest_threads(
+    model:GloroNet,
+    config:TrainConfig,   # complete but for `threads`
+    batch:int,            # images in this process's share of a step
+)->int:
+    "The number of threads with the fastest step: all that torch has now, half, a quarter, ... as long as it helps."
+    draw, loss = generator("threads"), get_loss(config.loss)
+    images = torch.rand(batch, *model.image_shape, generator=draw).to(model.device)
+    labels = torch.randint(model.n_classes, (batch,), generator=draw).to(model.device)
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0., fused=True)
+    def seconds(n):
+        step = functools.partial(train_step, model, optimizer, images, labels, loss, config.epsilon, config)
+        with threads(n): return min(_seconds(step) for _ in range(3))
+    best = torch.get_num_threads()
+    with torch.random.fork_rng([]):
+        took = seconds(best)
+        while best > 1 and (less := seconds(best//2)) < took: best, took = best//2, less
+    return best
+
+def _seconds(call):
+    "How long it takes"
+    began = time.perf_counter()
+    call()
+    return time.perf_counter()-began
+
+# %% ../nbs/10_train.ipynb #ec43fd84
+def _threaded(config, model, folder, world):
+    "The config with a number of threads: what was asked for, else what the folder's run has, else the fastest"
+    if config.threads is not None: return config
+    kept = _agreed(_threads_there(folder) if folder else None, world)
+    if kept is None and model.device.type == "cpu":
+        kept = _agreed(fastest_threads(model, config, max(1, config.batch//world)), world)
+    return replace(config, threads=kept)
+
+def _threads_there(folder):
+    "The number of threads of the run in a folder; None where there is no run, or one that does not say"
+    for read in (lambda: json.loads((folder/"config.json").read_text()), lambda: read_checkpoint(folder)[1]["config"]):
+        try: return read().get("threads")
+        except (OSError, ValueError, AttributeError): pass      # `open_run` says what is wrong there
+
+def _agreed(value, world):
+    "What the first process says"
+    if world == 1: return value
+    said = [value]
+    dist.broadcast_object_list(said)
+    return said[0]
+
+# %% ../nbs/10_train.ipynb #46d860fe
+def _asked(config, model, train, rank, world):
+    "What a run computes with fewer digits than float32: operators, numbers of images, dtype"
+    example, n = _example(train, config).to(model.device), len(train)
+    if coarsest(model.device, config.dtype) != "float32":
+        yield operators(model, example, config.dtype), _shares(n, config.batch, rank, world), config.dtype
+    if coarsest(model.device) != "float32":
+        yield stacked_operators(model), [0], "float32"
+        if config.track:
+            mine = len(range(rank, n, world))
+            yield operators(model, example.contiguous(), "float32"), _shares(mine, config.batch), "float32"
+
+def _example(train, config):
+    "Two images in the order in memory that the run's images have"
+    if not isinstance(train, ImageSet): return torch.zeros(2, *train.image_shape)
+    images = train.images(torch.arange(min(2, len(train))))
+    return Augment(config.shift, config.flip)(images, torch.zeros(len(images), 3))
+
+def _shares(n, batch, rank=0, world=1):
+    "The numbers of images that this process gets of a step: a full one, and the last one"
+    return sorted({len(range(rank, size, world)) for size in (min(batch, n), n%batch)}-{0})
+
+# %% ../nbs/10_train.ipynb #222fad8c
+def _trusted(config, model, train, rank, world):
+    "The config, must float32 be full float32, may AdamW be fused: as far as this processor computes right"
+    device = model.device
+    if config.dtype == "bfloat16" and not has_bfloat16(device):
+        if rank == 0: warnings.warn("this processor has no bfloat16 arithmetic and would be slow: training in float32", stacklevel=3)
+        config = replace(config, dtype="float32")
+    fusable = device.type in ("cpu", "cuda")
+    try:
+        wrong = _everyones([w for asked in _asked(config, model, train, rank, world) for w in wrong_operators(*asked)], world)
+        unfused = _everyones(wrong_adam(model.parameters(), fused=True) if fusable else [], world)
+    except torch.OutOfMemoryError:
+        raise InputError(f"{device} has not enough memory for batch {config.batch} on {world} of them: take a smaller one") from None
+    if rank == 0 and (wrong or unfused): warnings.warn(_told_wrong(wrong, unfused, config.dtype, device), stacklevel=3)
+    return replace(config, dtype="float32") if wrong else config, bool(wrong), fusable and not unfused
+
+def _everyones(lines, world):
+    "What any of the processes found"
+    if world == 1: return lines
+    found = [None]*world
+    dist.all_gather_object(found, lines)
+    return list(dict.fromkeys(line for lines in found for line in lines))
+
+def _told_wrong(wrong, unfused, dtype, device):
+    "The warning"
+    more = f"; and {len(wrong)-6} more" if len(wrong) > 6 else ""
+    then = ["training in full float32"]*bool(wrong)+["AdamW in a plain loop"]*bool(unfused)
+    low = "TF32" if coarsest(device, dtype) == "tf32" else "bfloat16"
+    return f"this {device.type} computes wrongly in {low} ({'; '.join(wrong[:6]+unfused)}{more}): {', '.join(then)}"
+
 # %% ../nbs/10_train.ipynb #305bd898
 def fit(
     task="digits",             # a name from `TASKS`, or a `Task`
@@ -446,9 +559,6 @@ def fit(
     config = _settings(task, model, config, fields)
     with processes(pick_device(config.device)) as (rank, world, device):
         if config.batch < world: raise InputError(f"batch is {config.batch}, shared by {world} processes: wanted at least {world}")
-        if config.dtype == "bfloat16" and not has_bfloat16(device):
-            if rank == 0: warnings.warn("this processor has no bfloat16 arithmetic and would be slow: training in float32", stacklevel=2)
-            config = replace(config, dtype="float32")
         if not isinstance(task, Task): task = task_of(config)
         if not isinstance(model, nn.Module):
             model = build_model(config.model, task.image_shape, task.n_classes, config.seed, config.dense,
@@ -456,8 +566,12 @@ def fit(
         if model.image_shape != task.image_shape or model.n_classes != task.n_classes:
             raise InputError(f"the model takes {model.image_shape} and tells {model.n_classes} classes apart, "
                              f"the task has {task.image_shape} and {task.n_classes}")
-        out = Path(out) if out else None
-        return _fit(task, model.to(device), config, out, progress and rank == 0, rank, world, on_epoch)
+        config, out, model = _drawn(config, task), Path(out) if out else None, model.to(device)
+        config = _threaded(config, model, out, world)
+        with threads(config.threads):
+            config, exact, fused = _trusted(config, model, task.train, rank, world)
+            with full_precision() if exact else nullcontext():
+                return _fit(task, model, config, out, progress and rank == 0, rank, world, on_epoch, fused)
 
 # %% ../nbs/10_train.ipynb #037e23da
 def _settings(task, model, config, fields):
@@ -486,8 +600,15 @@ def _settings(task, model, config, fields):
     if config.data_dir: config = replace(config, data_dir=str(Path(config.data_dir).resolve()))
     return check_config(config, epsilon, augment)
 
+def _drawn(config, task):
+    "The config with the task's drawing; another one that was asked for is refused"
+    drawing = getattr(task, "drawing", None)
+    if config.drawing not in (None, drawing):
+        raise InputError(f"drawing is {config.drawing}, the images of this task are {drawing or 'not drawn'}: wanted the same")
+    return replace(config, drawing=drawing)
+
 # %% ../nbs/10_train.ipynb #86d870c0
-def _fit(task, model, config, folder, progress, rank, world, on_epoch):
+def _fit(task, model, config, folder, progress, rank, world, on_epoch, fused):
     "`fit`, once everything is an object and every setting is known"
     fingerprint = task.train.fingerprint() if folder else ""
     tensors, meta = open_run(folder, config, fingerprint) if folder else (None, None)
@@ -497,8 +618,7 @@ def _fit(task, model, config, folder, progress, rank, world, on_epoch):
         if config.shift: raise InputError(f"shift is {config.shift}: a set that streams crops at random already, wanted 0")
         workers = train.workers if config.workers is None else config.workers
         train = replace(train, workers=workers, skip_corrupt=config.skip_corrupt)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
-                                  fused=device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     history, track = [], {"threatening": [], "runner_up": []}
     if meta: history, track = _restore(model, optimizer, tensors, meta, folder)
     elif folder and rank == 0: _claim(folder, config, fingerprint)

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from liresnet_nb.core import InputError, add_flags, atomic_path, check_epsilon, choose, from_dict, number, run_command
+from liresnet_nb.core import InputError, add_flags, atomic_path, check_epsilon, check_images, check_whole, choose, from_dict
+from liresnet_nb.core import number, run_command, threads
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
@@ -99,6 +101,48 @@ def test_flags_and_one_line_errors(capsys):
 
     def fail(args): raise InputError("what was given; what is wanted")
     assert run_command(fail, parser, []) == 2 and capsys.readouterr().err == "x: what was given; what is wanted\n"
+
+
+def status(body):
+    "Exit status and errors of a process whose command does `body`; of its output, one line is read."
+    code = f"import argparse, sys, time\nfrom liresnet_nb.core import InputError, run_command\ndef go(args): {body}\nsys.exit(run_command(go, argparse.ArgumentParser('x'), []))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        p.stdout.readline()
+        p.stdout.close()
+        err = p.stderr.read()
+    return p.returncode, err
+
+
+@pytest.mark.parametrize("body, code, words", [
+    ("print('ok')", 0, ""), ("return 1", 1, ""), ("raise SystemExit(3)", 3, ""), ("raise InputError('no')", 2, "x: no\n"),
+    ("raise BrokenPipeError(32, 'a worker is gone')", 2, "x: .*a worker is gone\n"), ("1/0", 2, "Traceback.*ZeroDivisionError.*"),
+    ("raise KeyboardInterrupt", -2, "Traceback.*KeyboardInterrupt\n"), ("[print(k) for k in range(10**6)]", 141, ""),
+    ("print('first', flush=True), time.sleep(0.5), print('at exit')", 141, "")],
+    ids=["fine", "no", "exit", "refused", "another pipe", "crash", "ctrl-c", "head", "head at exit"])
+def test_the_exit_status_says_what_happened(body, code, words):
+    found, err = status(body)
+    assert found == code and re.fullmatch(words, err, re.DOTALL)
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    with threads(before+1): assert torch.get_num_threads() == before+1
+    with pytest.raises(KeyboardInterrupt), threads(before+2): raise KeyboardInterrupt
+    with threads(None): assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before
+    for bad in (0, 1.5, True):
+        with pytest.raises(InputError, match="threads is"), threads(bad): pass
+
+
+def test_true_is_no_number_of_images():
+    check_whole(batch=1)
+    with pytest.raises(InputError, match="batch is True: wanted a whole number"): check_whole(batch=True)
+
+
+@pytest.mark.parametrize("change, words", [(lambda x: x.to("meta"), "device 'meta'"), (lambda x: x.to_sparse(), "sparse_coo: wanted a dense"), (lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged), "wanted a dense")], ids=["meta", "sparse", "nested"])
+def test_images_without_numbers_are_one_line(change, words):
+    with pytest.raises(InputError, match=words) as e: check_images(change(torch.rand(2, 1, 4, 4)))
+    assert "\n" not in str(e.value)
 
 
 def test_nothing_committed_names_a_machine():

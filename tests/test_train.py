@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, weights
 from safetensors.torch import save_file
 
-from liresnet_nb import train
+from liresnet_nb import precision, train
 from liresnet_nb.core import InputError
 from liresnet_nb.data import Augment, ImageSet, Task, load_task
 from liresnet_nb.evaluate import evaluate
@@ -289,6 +292,199 @@ def test_bfloat16_without_the_arithmetic_is_a_warning_and_float32(monkeypatch, t
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(avx2=True, avx512_f=True))
     with pytest.warns(UserWarning, match="no bfloat16 arithmetic .* slow: training in float32"): run = fit("digits", **{**TINY, "dtype": "bfloat16"})
     assert run.config.dtype == "float32" and torch.equal(weights(run.model), weights(tiny_run.model))
+
+
+class Backwards(torch.autograd.Function):
+    "Right on the way there; on the way back, one channel has the other sign."
+    @staticmethod
+    def forward(ctx, y): return y.clone()
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        grad[:, 3] *= -1
+        return grad
+
+
+def misread(y): return y.flatten().roll(1).view_as(y)
+
+
+def negated(y, *where):
+    y = y.clone()
+    y[where] *= -1
+    return y
+
+
+LAST = 1347 % 256
+BROKEN = {     # batch at which a convolution in bfloat16 goes wrong, how, and what the warning says
+    "numbers from the wrong places": (256, misread, r"forward, \[256, 8, 4, 4\]"), "one channel": (256, lambda y: negated(y, slice(None), 3), r"forward, \[256,"),
+    "one image": (256, lambda y: negated(y, 17), r"forward, \[256,"), "the last batch": (LAST, misread, rf"forward, \[{LAST},"), "backward only": (256, Backwards.apply, r"backward, \[256,"),
+    "not a number": (256, lambda y: y*math.nan, "not a number")}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_kernel_that_is_wrong_is_named_and_the_run_is_that_of_float32(monkeypatch, tiny_run, name):
+    batch, wrong, words = BROKEN[name]
+    right = F.conv2d
+
+    def broken(x, *more, **how):
+        y = right(x, *more, **how)
+        return wrong(y) if y.dtype == torch.bfloat16 and len(x) == batch and y.shape[1] == 16 else y
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(F, "conv2d", broken)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run = fit("digits", **{**TINY, "dtype": "bfloat16"})
+    assert len(said) == 1 and re.search(rf"this cpu computes wrongly in bfloat16 .*\d Conv, .*{words}.*training in full float32", str(said[0].message))
+    if "backward" in name: assert "forward" not in str(said[0].message)
+    assert run.config.dtype == "float32" and torch.equal(weights(run.model), weights(tiny_run.model))
+
+
+def test_asking_leaves_no_trace_and_every_size_of_a_step_is_asked_for(monkeypatch, digits):
+    seen, asked, original = set(), set(), train.train_step
+
+    def watched(*a, **k):
+        seen.add(len(a[2]))
+        return original(*a, **k)
+    deviations = precision.deviations
+
+    def noted(operator, batch, *more):
+        asked.add(batch)
+        return deviations(operator, batch, *more)
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(train, "train_step", watched)
+    monkeypatch.setattr(precision, "deviations", noted)
+    asking = train.wrong_operators
+    runs = []
+    for answer in (lambda *a: asking(*a) and [], lambda *a: []):
+        monkeypatch.setattr(train, "wrong_operators", answer)
+        torch.manual_seed(7)
+        runs.append((fit("digits", **{**TINY, "dtype": "bfloat16"}), torch.get_rng_state()))
+    (a, stream), (b, other) = runs
+    assert asked == seen == {256, LAST} and a.config.dtype == "bfloat16"
+    assert torch.equal(weights(a.model), weights(b.model)) and torch.equal(stream, other) and not any(m._forward_hooks for m in a.model.modules())
+
+
+@pytest.mark.parametrize("n, batch, world", [(10, 4, 1), (8, 4, 1), (3, 4, 1), (10, 4, 3), (9, 4, 2), (1347, 673, 2)])
+def test_shares_of_a_step(n, batch, world):
+    data = ImageSet(torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), 1.)
+    for rank in range(world):
+        sizes = {len(y) for _, y, _ in data.epoch(batch, 0, 0, Augment(), rank, world)}-{0}
+        assert train._shares(n, batch, rank, world) == sorted(sizes)
+
+
+def test_images_are_asked_about_in_the_order_in_memory_that_they_will_have():
+    data, config = ImageSet(torch.rand(5, 3, 8, 8), torch.zeros(5, dtype=torch.int64), 1.), TrainConfig(shift=1, flip=True)
+    given, _, _ = next(data.epoch(2, 0, 0, Augment(1, True)))
+    assert train._example(data, config).stride() == given.stride() and not given.is_contiguous()
+    found = precision.operators(build_model("L1W8", (3, 8, 8), 10), given)
+    assert found[0].layout == torch.channels_last and {op.dtype for op in found[2:]} == {torch.bfloat16}
+
+
+@pytest.fixture
+def tf32():
+    "A CPU that may take TF32 for float32, as GPUs do; the products stay what they are."
+    switch = torch.backends.mkldnn.conv
+    before, switch.fp32_precision = switch.fp32_precision, "tf32"
+    yield switch
+    switch.fp32_precision = before
+
+
+def test_float32_in_fewer_digits_is_asked_about_as_well(monkeypatch, digits, tiny_run, tf32):
+    assert train.coarsest(torch.device("cpu")) == "tf32" and train.coarsest(torch.device("cpu"), "bfloat16") == "bfloat16"
+    model, settings = build_model("L1W8", (1, 8, 8), 10), {k: v for k, v in TINY.items() if k != "model"}
+    right, factor = F.conv2d, 1.01                     # off by one per cent, unless float32 has to be float32
+    monkeypatch.setattr(F, "conv2d", lambda *a, **k: right(*a, **k)*(1. if tf32.fp32_precision == "ieee" else factor))
+    monkeypatch.setattr(train, "_told_wrong", lambda wrong, *_: " and ".join(wrong))
+    with pytest.warns(UserWarning, match="1 Conv, forward, .*constants, 1 at once, backward"): run = fit(digits, model, **settings, track=True)
+    assert torch.equal(weights(run.model), weights(tiny_run.model)) and tf32.fp32_precision == "tf32"
+    factor = 1+2**-11                                  # what TF32 may do
+    with warnings.catch_warnings(record=True) as said: assert not torch.equal(weights(fit("digits", **TINY).model), weights(tiny_run.model))
+    assert not said
+
+
+def test_a_fused_adam_that_is_wrong_gives_way_to_the_loop(monkeypatch):
+    class Broken(torch.optim.AdamW):
+        "Fused, the last bias goes the wrong way."
+        def step(self):
+            if self.defaults["fused"]: self.param_groups[0]["params"][-1].grad *= -1
+            super().step()
+    with monkeypatch.context() as m:
+        m.setattr(train, "wrong_adam", lambda *a, **k: ["asked"])
+        with pytest.warns(UserWarning, match="asked.*: AdamW in a plain loop"): wanted = fit("digits", **TINY)
+    monkeypatch.setattr(torch.optim, "AdamW", Broken)
+    with pytest.warns(UserWarning, match=r"AdamW.fused=True.: off by .*: AdamW in a plain loop"): run = fit("digits", **TINY)
+    assert torch.equal(weights(run.model), weights(wanted.model)) and run.config.dtype == "float32"
+
+
+def test_a_run_has_its_threads_and_gives_them_back(monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(3)
+        def watch(run):
+            seen.append(torch.get_num_threads())
+            if len(seen) == 2: raise KeyboardInterrupt
+            if len(seen) == 3: raise ZeroDivisionError
+        run = fit("digits", **TINY, on_epoch=watch)
+        assert run.interrupted and run.config.threads == 1 and torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError): fit("digits", **TINY, threads=2, on_epoch=watch)
+        assert seen == [1, 1, 2] and torch.get_num_threads() == 3
+    finally: torch.set_num_threads(before)
+
+
+SMALL = {k: v for k, v in TINY.items() if k != "progress"}
+
+
+def test_a_trial_chooses_the_threads_that_are_fastest_and_moves_nothing(monkeypatch, tmp_path):
+    before, took, tried = torch.get_num_threads(), {6: 4., 3: 1., 1: 2.}, []
+
+    def clock(call):
+        call()
+        tried.append(torch.get_num_threads())
+        return took[tried[-1]]
+    config = TrainConfig(**SMALL)
+    try:
+        torch.set_num_threads(6)
+        with monkeypatch.context() as m:
+            m.setattr(train, "_seconds", clock)
+            torch.manual_seed(7)
+            run, stream = fit(config=config, progress=False, out=tmp_path/"r"), torch.get_rng_state()
+            assert run.config.threads == 3 and list(dict.fromkeys(tried)) == [6, 3, 1] and torch.get_num_threads() == 6
+        torch.manual_seed(7)
+        again = fit(config=config, progress=False, threads=3)
+        assert torch.equal(weights(again.model), weights(run.model)) and torch.equal(torch.get_rng_state(), stream)
+        monkeypatch.setattr(train, "fastest_threads", lambda *a: pytest.fail("the folder has a number"))
+        assert fit(config=config, progress=False, out=tmp_path/"r").config.threads == 3
+        with pytest.raises(InputError, match="threads is 3 there and 2 here"): fit(config=config, progress=False, threads=2, out=tmp_path/"r")
+        (tmp_path/"r"/"config.json").unlink()
+        assert fit(config=config, progress=False, out=tmp_path/"r").config.threads == 3
+    finally: torch.set_num_threads(before)
+
+
+def test_a_run_from_before_there_were_threads_goes_on_with_any_number(tmp_path):
+    first = fit("digits", **TINY, out=tmp_path/"r")
+    text = json.loads((tmp_path/"r"/"config.json").read_text())
+    assert text.pop("threads") == 1 and text.pop("drawing") is None
+    (tmp_path/"r"/"config.json").write_text(json.dumps(text))
+    (tmp_path/"r"/"checkpoint.safetensors").unlink()
+    again = fit("digits", **TINY, threads=2, out=tmp_path/"r")
+    assert again.config.threads == 2 and len(again.history) == len(first.history)
+
+
+def test_a_run_keeps_the_drawing_of_its_images(tmp_path, monkeypatch):
+    config, drawn = make_config("glyphs", model="L1W8", epsilon=.5), SimpleNamespace(drawing=2)
+    assert train._drawn(config, drawn).drawing == 2 and train._drawn(config, SimpleNamespace()).drawing is None
+    with pytest.raises(InputError, match="drawing is 1, the images of this task are 2"): train._drawn(dataclasses.replace(config, drawing=1), drawn)
+    given = []
+    monkeypatch.setattr(train, "load_task", lambda *a, **k: given.append(k))
+    for drawing in (None, 2): train.task_of(dataclasses.replace(config, drawing=drawing))
+    assert given == [{}, dict(drawing=2)]
+    old = dataclasses.asdict(config)
+    for k in ("drawing", "threads"): del old[k]
+    model = build_model("L1W8", (1, 16, 16), 10)
+    train.save_checkpoint(tmp_path/"checkpoint.safetensors", model, dict(config=old, history=[], classes=["a"]*10, fingerprint="then"))
+    assert load_run(tmp_path).config.drawing == 1 and torch.equal(weights(load_run(tmp_path).model), weights(model))
+    with pytest.raises(InputError, match=r"different run .drawing is 1 there and 2 here.: choose"): train.open_run(tmp_path, train._drawn(config, drawn), "now")
+    assert train.open_run(tmp_path, dataclasses.replace(config, drawing=1), "then")[1]["history"] == []
 
 
 @pytest.mark.parametrize("room, words", [(100, "not enough memory for batch 256 .*: batch 64 fits"), (0, "not even one image fits")])
