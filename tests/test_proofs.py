@@ -272,3 +272,20 @@ def test_weights_that_are_none_and_claims_of_zero():
 def test_a_power_of_two_scales_a_bound_exactly(proof, scale):
     kernel = normal(5, 4, 3, 3)
     assert operator_bound(kernel*scale, (4, 9, 9), 1, 1, proof).value == operator_bound(kernel, (4, 9, 9), 1, 1, proof).value*scale
+
+
+def test_a_proof_that_would_fill_the_memory_is_refused_before_it_does(monkeypatch):
+    "Of a large convolution by name, and of whatever size once less may be held; what nobody asked for by name goes another way."
+    monkeypatch.setattr(proofs, "operator_matrix", lambda *a: pytest.fail("made the matrix"))
+    monkeypatch.setattr(bounds, "operator_matrix", lambda *a: pytest.fail("made the matrix"), raising=False)
+    kernel = normal(64, 128, 3, 3)
+    for claim in (None, 1e3):
+        with pytest.raises(InputError, match="a matrix 16,384 × 32,768, would hold 30 GiB at once, more than 4: use proof='symbol'"): operator_bound(kernel, (128, 16, 16), 1, 1, "explicit", claim)
+        with pytest.raises(InputError, match="tight proof with blocks of 14,336 × 14,336 would hold .* use proof='symbol'"): operator_bound(kernel, (128, 224, 224), 1, 1, "tight", claim)
+    with pytest.raises(InputError, match="use proof='tight'"): operator_bound(torch.ones(1, 1).expand(9000, 9000), (9000,), 1, 0, "explicit")
+    monkeypatch.undo()
+    monkeypatch.setattr(proofs, "HELD", 50_000)
+    kernel, wide = normal(1, 8, 3, 3), (8, 8, 8)                                    # a matrix 64 × 512
+    assert operator_bound(kernel, wide, 1, 1, claim=100.).method == "tight"         # explicit, were there room
+    with pytest.raises(InputError, match="explicit proof, of a matrix 64 × 512, would hold 0 GiB"): operator_bound(kernel, wide, 1, 1, "explicit", claim=100.)
+    with pytest.raises(InputError, match="tight proof with blocks of 192 × 192"): operator_bound(normal(4, 3, 3, 3), (3, 8, 8), 1, 1, claim=100.)
