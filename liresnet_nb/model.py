@@ -178,8 +178,8 @@ class GloroNet(nn.Module):
         bar = tqdm(desc="proving", unit=" steps", disable=not progress, leave=False)
         with unchanged(self.prints, "proved") as prints, full_precision(), bar:
             shapes, mode, layers, operators = self._shapes(), self._mode(), [], []
-            for k, layer in enumerate(self.body):
-                found, inside = self._prove_layer(k, shapes[k], proof, claims, bar)
+            for k, shape in enumerate(shapes):
+                found, inside = self._prove_layer(k, shape, proof, claims, bar)
                 layers.append(found); operators += inside
             rows, _ = self._head()
             proved = pair_bound(rows, layers, self.image_shape, fingerprint_of(prints), tuple(operators))
