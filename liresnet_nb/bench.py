@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['FEW', 'MORE', 'RECIPES', 'PHASES', 'LEVERS', 'TRAININGS', 'USUAL', 'QUICK', 'WhereMinMax', 'Textbook', 'emma_loss',
            'textbook_step', 'EveryStep', 'Step', 'Setup', 'make_setup', 'same_algorithm', 'textbook', 'oracle',
-           'interleaved', 'ratios', 'peak_memory', 'free_memory', 'check_memory', 'compare', 'work', 'ceiling',
-           'phased_step', 'breakdown', 'plot_breakdown', 'Lever', 'Unfused', 'AutogradMinMax', 'OneByOne', 'Graphed',
-           'levers', 'plot_levers', 'scaling', 'plot_scaling', 'accuracy', 'run_bench', 'main']
+           'wrong_kernels', 'refuse_wrong', 'interleaved', 'ratios', 'peak_memory', 'free_memory', 'check_memory',
+           'compare', 'work', 'ceiling', 'phased_step', 'breakdown', 'plot_breakdown', 'Lever', 'Unfused',
+           'AutogradMinMax', 'OneByOne', 'Graphed', 'levers', 'plot_levers', 'scaling', 'plot_scaling', 'accuracy',
+           'run_bench', 'main']
 
 # %% ../nbs/19c_bench.ipynb #d7e81963
 import argparse, copy, itertools, json, math, os, shutil, tempfile, time, warnings
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import pandas as pd
@@ -22,13 +23,15 @@ import torch.nn.functional as F
 from plotly.subplots import make_subplots
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from .core import InputError, atomic_path, check_target, check_whole, choose, generator, has_bfloat16
-from .core import pick_device, run_command
+from .core import InputError, atomic_path, check_target, check_whole, choose, full_precision, generator
+from .core import has_bfloat16, pick_device, run_command, threads
 from .data import TASKS, Augment, ImageSet
 from .lipschitz import apply_operator, norm, power_step
 from .layers import Conv, Dense, LinearOperator, LinearResidual, MinMax
 from .losses import emma
 from .model import GLORO_NETS, LiResNet, build_model, parse_name
+from .precision import TOLERANCE, coarsest, deviation, made, operators, outcome, stacked_operators
+from .precision import wrong_adam, wrong_operators
 from .train import TrainConfig, check_config, fit, make_config, task_of, train_step
 from .evaluate import evaluate
 from .figures import PALETTE, styled
@@ -145,6 +148,8 @@ class Step:
     take:object          # (model, optimizer) -> a tensor on the device: does it
     adam:dict            # arguments of AdamW
 
+    taken = 0            # steps that making it has taken
+
     def __post_init__(self): self.optimizer = torch.optim.AdamW(self.model.parameters(), **self.adam)
     def __call__(self)->Tensor: return self.take(self.model, self.optimizer)
     def held(self)->int:
@@ -163,6 +168,7 @@ class Setup:
     adam:dict=field(default_factory=dict) # arguments of AdamW
     note:str=""           # what a lever has to tell
     kind:type=Step        # of the step
+    compiled:dict|None=None # arguments of `torch.compile` for the network; None: it is not compiled
 
     @property
     def name(self):
@@ -173,9 +179,10 @@ class Setup:
     def typed(self, dtype)->"Setup": return replace(self, config=replace(self.config, dtype=dtype))
     def step(self)->Step:
         "The library's step."
-        x, y, config = self.images, self.labels, self.config
+        x, y, config, model = self.images, self.labels, self.config, copy.deepcopy(self.model)
+        if self.compiled is not None: model.compile(**self.compiled)        # each copy anew: copying forgets it
         take = lambda model, optimizer: train_step(model, optimizer, x, y, emma, config.epsilon, config)
-        return self.kind(copy.deepcopy(self.model), x, take, dict(lr=config.lr, weight_decay=0., **self.adam))
+        return self.kind(model, x, take, dict(lr=config.lr, weight_decay=0., **self.adam))
 
 # %% ../nbs/19c_bench.ipynb #1ffb1fc1
 def make_setup(
@@ -240,6 +247,49 @@ def oracle(
         apart = lambda a, b: ((a-b).abs().max()/b.abs().max().clamp_min(1e-30)).item()
         table[name] = {k: max(map(apart, found[k], wanted[k])) for k in wanted}
     return pd.DataFrame(table)
+
+# %% ../nbs/19c_bench.ipynb #f0b1fd4e
+def wrong_kernels(
+    setup:Setup,
+    step:Step|None=None,  # made from it; None: a new one
+)->list[str]:             # a line for each; none: all is well
+    "What of the step is computed wrongly here, by more than rounding explains."
+    model, images, dtype = (step or setup.step()).model, setup.images, setup.config.dtype
+    found = []
+    if coarsest(images.device, dtype) != "float32":
+        found += wrong_operators(operators(model, images[:2], dtype), [len(images)], dtype)
+    if coarsest(images.device) != "float32": found += wrong_operators(stacked_operators(model), [0], "float32")
+    if setup.adam: found += wrong_adam(model.parameters(), **setup.adam)
+    if setup.compiled is not None: found += _wrong_compiled(model, images, dtype)
+    return found+(_wrong_replay(setup) if setup.kind is not Step else [])
+
+def refuse_wrong(
+    setup:Setup,
+    step:Step|None=None,  # made from it; None: a new one
+):
+    "Raise `InputError` where the step is computed wrongly: its time says nothing."
+    if wrong := wrong_kernels(setup, step): raise InputError(f"computed wrongly here: {'; '.join(wrong)}")
+
+# %% ../nbs/19c_bench.ipynb #929bb0c1
+def _wrong_compiled(model, images, dtype):
+    "The compiled network against itself, uncompiled; three times, since the first calls may only record"
+    upstream = made((len(images), model.n_classes), "back").to(images)
+    def computed():
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return outcome(model, images, upstream, model.parameters())
+    with torch.compiler.set_stance("force_eager"): wanted = computed()
+    for _ in range(3): found = computed()
+    off = {way: max(map(deviation, f, w)) for way, f, w in zip(("forward", "backward"), found, wanted)}
+    return [f"compiled network, {way}: off by {d:.2g} times its size" for way, d in off.items() if d > TOLERANCE[dtype]]
+
+def _wrong_replay(setup):
+    "How far the weights move in a few steps, against the same steps one by one"
+    ends = []
+    for step in (setup.step(), replace(setup, kind=Step).step()):
+        for _ in range(setup.kind.taken+2-step.taken): step()
+        ends.append([p.detach()-q.detach() for p, q in zip(step.model.parameters(), setup.model.parameters())])
+    off = max(map(deviation, *ends))
+    return [f"steps played back: off by {off:.2g} times their size"] if off > TOLERANCE["bfloat16"] else []
 
 # %% ../nbs/19c_bench.ipynb #e9038f59
 def _wait(device):
@@ -389,8 +439,13 @@ def ceiling(
             a @ a
             _wait(device)
             if k: took.append(time.perf_counter()-began)
+        off, most = deviation(a @ a, _exactly(a)), TOLERANCE[coarsest(a.device, dtype)]
     finally: torch.backends.cuda.matmul.allow_tf32 = allowed
+    if off > most: raise InputError(f"a matrix product in {dtype} is computed wrongly here: off by {off:.2g} times its size")
     return 2*n**3/sorted(took)[rounds//2]
+
+def _exactly(a):
+    with full_precision(): return a.float() @ a.float()
 
 # %% ../nbs/19c_bench.ipynb #d23d5513
 PHASES = ("data", "constants", "forward", "loss", "backward", "optimiser")
@@ -505,19 +560,19 @@ def _compile(**how):
             raise InputError("no C++ compiler")
         breaks = torch._dynamo.explain(s.model.forward)(s.images).graph_break_count
         torch._dynamo.reset()
-        s.model.compile(**how)
-        return replace(s, note=f"graph breaks: {breaks}")
+        return replace(s, compiled=how, note=f"graph breaks: {breaks}")
     return change
 
 class Graphed(Step):
     "A step that CUDA records once, after three that warm up, and plays back as one call."
+    taken = 3
     def __post_init__(self):
         super().__post_init__()
         with torch.cuda.device(self.images.device):
             here, aside, self.graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
             aside.wait_stream(here)
             with torch.cuda.stream(aside):            # what is allocated once comes before the recording
-                for _ in range(3): super().__call__()
+                for _ in range(self.taken): super().__call__()
             here.wait_stream(aside)
             with torch.cuda.graph(self.graph): self.out = super().__call__()
     def __call__(self)->Tensor:
@@ -552,6 +607,7 @@ def levers(
     rounds:int=5,         # how often each is measured
 )->pd.DataFrame:          # a row a lever: lever, within, gain, low, high, note; NaN and a reason where there is none
     "What each idea alone gains: seconds without it over seconds with it, the base in turn with each."
+    refuse_wrong(setup)
     rows = []
     for name in names:
         lever = LEVERS[choose(name, LEVERS, "lever")]
@@ -559,6 +615,7 @@ def levers(
         try:
             other = lever.change(setup.copy())
             steps = dict(base=setup.step(), other=other.step())
+            refuse_wrong(other, steps["other"])
             without, having = ("other", "base") if lever.within else ("base", "other")
             _, row["gain"], row["low"], row["high"] = ratios(interleaved(steps, rounds), without).loc[having]
             row["note"] = other.note
@@ -610,6 +667,7 @@ def scaling(
                 try:
                     check_memory(few, B)
                     setup = make_setup(f"L{L}W{W}", size, m, B, device, dtype)
+                    refuse_wrong(setup)
                     seconds = ratios(interleaved(dict(textbook=textbook(setup), library=setup.step()), rounds)).seconds
                     known[key] = dict(seconds) | dict(breakdown(setup, rounds).share[["constants", "loss"]])
                 except InputError as e: warnings.warn(f"{axis} {value}: {e}", stacklevel=2)    # memory: all else was checked for `few`
@@ -659,6 +717,7 @@ def accuracy(
                                     activation=config.activation, head=config.head)
         run = fit(data, _reclassed(fresh(), classes), config, progress=progress)
         if run.interrupted: raise KeyboardInterrupt
+        if run.config.dtype != config.dtype: continue     # computed wrongly here, as its warning said: a float32 run it is
         judged = fresh().to(device)
         judged.load_state_dict(run.model.state_dict())
         found = evaluate(replace(run, model=judged), data, progress=False)
@@ -683,63 +742,94 @@ def _told_recipes(table):
     ratio = dict.fromkeys(("ratio", "low", "high"), "{:.2f}")
     return _told(pd.DataFrame(shown), ms="{:.1f}", peak_MB="{:.0f}", **ratio)
 
+# %% ../nbs/19c_bench.ipynb #ce1d5e77
 def run_bench(
     args,                # parsed words of the command line
 )->dict:                 # what it printed: tables as lists of rows
     "Measure, and print each table as soon as it is there."
     given = {k: v for k, v in vars(args).items() if k in USUAL and v is not None}
     asked = (QUICK if args.quick else USUAL) | given
-    rounds, net = asked["rounds"], {k: v for k, v in asked.items() if k != "rounds"}
-    check_whole(rounds=rounds, batch=asked["batch"], threads=1 if args.threads is None else args.threads)
+    check_whole(rounds=asked["rounds"], batch=asked["batch"])
     choose(args.dtype, ("auto", "float32", "bfloat16"), "dtype")
     if args.out: check_target(args.out)
-    device = pick_device(args.device)
-    if args.threads: torch.set_num_threads(args.threads)
-    dtype = "bfloat16" if has_bfloat16(device) and args.dtype != "float32" else "float32"
-    few = make_setup(**net | dict(batch=MORE), device=device)
-    check_memory(few, net["batch"])
-    setup = make_setup(**net, device=device, dtype=dtype)
-    where = provenance(device)
-    print(f"{setup.name}, batch {net['batch']}, {rounds} rounds on {device}\n{where['hardware']}; "+
-          ", ".join(f"{k} {v}" for k, v in where["versions"].items()))
-    if dtype != "bfloat16" == args.dtype: print(f"{_slow_bf16(device)}, so it would be slow: float32 instead")
-    report = where | asked | dict(device=str(device))
-
-    apart = oracle(few)["same algorithm"]
-    report["oracle"] = dict(apart)
-    print("\nsame algorithm against the textbook, relative: "+", ".join(f"{k} {v:.0e}" for k, v in apart.items()))
-    def tell(key, title, table, text):
-        report[key] = json.loads(table.to_json(orient="records"))
-        print(f"\n{title}\n{text}", flush=True)
-    found = compare(setup, rounds)
-    tell("steps", "ratio to the textbook's step: medians, smallest and largest of a round",
-         found.rename_axis("step").reset_index(), _told_recipes(found))
-    most, flops = ceiling(device, dtype), work(setup)/found.seconds.iloc[-1]
-    report["ceiling"] = dict(matrix_product=most, step=flops, share=flops/most)
-    print(f"\nthe library's step, {dtype}: {flops/1e9:,.0f} GFLOP/s forward and backward, "
-          f"{flops/most:.0%} of the {most/1e9:,.0f} of a matrix product here", flush=True)
-    parts = breakdown(setup, rounds)
-    shown = pd.DataFrame(dict(phase=parts.index, ms=1e3*parts.seconds, percent=100*parts.share))
-    tell("phases", f"the library's step, {dtype}", parts.rename_axis("phase").reset_index(),
-         _told(shown, ms="{:.1f}", percent="{:.1f}"))
-    if args.levers:
-        gains = levers(setup.typed("float32"), rounds=rounds)
-        tell("levers", "each idea alone, float32: time without / time with", gains,
-             _told(gains, **dict.fromkeys(("gain", "low", "high"), "{:.2f}")))
-    if args.scaling:
-        grown = scaling(**asked, device=device, dtype=dtype)
-        tell("scaling", "seconds a step, and shares of the library's", grown,
-             _told(grown, **dict.fromkeys(("textbook", "library", "constants", "loss"), "{:.3g}")))
-    for task in args.accuracy or ():
-        trained = accuracy(task, device=device, **(dict(model="L1W16", epochs=6, seeds=(0,)) if args.quick else {}))
-        tell(f"accuracy {task}", f"{task}: the same training by either step, judged on the test set with proved bounds", trained,
-             _told(trained, **dict.fromkeys(("clean", "vra", "vra_est"), "{:.3f}"), seconds="{:.1f}"))
+    with threads(args.threads): report = _measured(args, asked, pick_device(args.device))
     if args.out:
         text = json.dumps(report, indent=1, ensure_ascii=False)+"\n"
         with atomic_path(args.out) as p: p.write_text(text, encoding="utf-8")
         print(f"\nwritten to {args.out}")
     return report
 
+def _measured(args, asked, device):
+    "All tables that were asked for, with what the machine is"
+    net = {k: v for k, v in asked.items() if k != "rounds"}
+    few = make_setup(**net | dict(batch=MORE), device=device)
+    check_memory(few, net["batch"])
+    dtype = "bfloat16" if has_bfloat16(device) and args.dtype != "float32" else "float32"
+    setup, where = make_setup(**net, device=device, dtype=dtype), provenance(device)
+    print(f"{setup.name}, batch {net['batch']}, {asked['rounds']} rounds on {device}\n{where['hardware']}; "+
+          ", ".join(f"{k} {v}" for k, v in where["versions"].items()))
+    if args.dtype == "bfloat16" and dtype == "float32": print(f"{_slow_bf16(device)}, so it would be slow: float32 instead")
+    setup, exact = _trusted(setup)
+    report = where | asked | dict(device=str(device))
+    with full_precision() if exact else nullcontext():
+        _measure(setup, few, asked["rounds"], report)
+        _measure_more(args, setup, asked, report)
+    return report
+
+def _trusted(setup):
+    "The setup without what is computed wrongly here, each said in a line; and must float32 be full float32?"
+    def told(wrong, instead):
+        if wrong: print(f"computed wrongly here, so {instead}: {'; '.join(wrong)}")
+        return bool(wrong)
+    if told(wrong_adam(setup.model.parameters(), **setup.adam), "AdamW in a plain loop"): setup = replace(setup, adam={})
+    if setup.config.dtype == "bfloat16" and told(wrong_kernels(setup), "float32 instead of bfloat16"): setup = setup.typed("float32")
+    return setup, told(wrong_kernels(setup.typed("float32")), "full float32")
+
+# %% ../nbs/19c_bench.ipynb #960dc4ed
+def _tell(report, key, title, table, text):
+    "A table, printed and kept"
+    report[key] = json.loads(table.to_json(orient="records"))
+    print(f"\n{title}\n{text}", flush=True)
+
+def _measure(setup, few, rounds, report):
+    "The oracle, the steps, the ceiling and the phases"
+    apart, dtype = oracle(few)["same algorithm"], setup.config.dtype
+    report["oracle"] = dict(apart)
+    print("\nsame algorithm against the textbook, relative: "+", ".join(f"{k} {v:.0e}" for k, v in apart.items()))
+    found = compare(setup, rounds)
+    _tell(report, "steps", "ratio to the textbook's step: medians, smallest and largest of a round",
+          found.rename_axis("step").reset_index(), _told_recipes(found))
+    flops = work(setup)/found.seconds.iloc[-1]
+    try: most = ceiling(setup.images.device, dtype)
+    except InputError as e: print(f"\n{e}")
+    else:
+        report["ceiling"] = dict(matrix_product=most, step=flops, share=flops/most)
+        print(f"\nthe library's step, {dtype}: {flops/1e9:,.0f} GFLOP/s forward and backward, "
+              f"{flops/most:.0%} of the {most/1e9:,.0f} of a matrix product here", flush=True)
+    parts = breakdown(setup, rounds)
+    shown = pd.DataFrame(dict(phase=parts.index, ms=1e3*parts.seconds, percent=100*parts.share))
+    _tell(report, "phases", f"the library's step, {dtype}", parts.rename_axis("phase").reset_index(),
+          _told(shown, ms="{:.1f}", percent="{:.1f}"))
+
+def _measure_more(args, setup, asked, report):
+    "What takes minutes: levers, growth, accuracy"
+    device = setup.images.device
+    if args.levers:
+        gains = levers(setup.typed("float32"), rounds=asked["rounds"])
+        _tell(report, "levers", "each idea alone, float32: time without / time with", gains,
+              _told(gains, **dict.fromkeys(("gain", "low", "high"), "{:.2f}")))
+    if args.scaling:
+        grown = scaling(**asked, device=device, dtype=setup.config.dtype)
+        _tell(report, "scaling", "seconds a step, and shares of the library's", grown,
+              _told(grown, **dict.fromkeys(("textbook", "library", "constants", "loss"), "{:.3g}")))
+    small = dict(model="L1W16", epochs=6, seeds=(0,)) if args.quick else {}
+    given = dict(threads=args.threads) if args.threads else {}
+    for task in args.accuracy or ():
+        trained = accuracy(task, device=device, **small, **given)
+        _tell(report, f"accuracy {task}", f"{task}: the same training by either step, judged on the test set with proved bounds",
+              trained, _told(trained, **dict.fromkeys(("clean", "vra", "vra_est"), "{:.3f}"), seconds="{:.1f}"))
+
+# %% ../nbs/19c_bench.ipynb #3fad29df
 USUAL = dict(model="L6W128", size=32, classes=10, batch=256, rounds=5)
 QUICK = dict(model="L2W16", size=16, classes=10, batch=16, rounds=2)
 

@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.io as pio
 import torch
 import liresnet_nb
-from .core import atomic_path, check_epsilon, check_target, run_command
+from .core import atomic_path, check_epsilon, check_target, run_command, threads
 from .data import ImageSet, Task
 from .proofs import PROOFS
 from .model import ARITHMETIC, n_parameters
@@ -113,7 +113,7 @@ def _footer(run):
     seconds = f"{run.history.seconds.sum():.0f} s of training; " if len(run.history) else ""
     versions = f"liresnet_nb {liresnet_nb.__version__}, torch {torch.__version__}, "
     versions += f"Python {platform.python_version()}"
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    machine = f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
     if run.model.device.type == "cuda": machine += f", {torch.cuda.get_device_name(run.model.device)}"
     return html.escape(f"{versions}, {machine}; {seconds}{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
 
@@ -164,15 +164,19 @@ def main(
         if args.out: check_target(args.out)
         run = load_pretrained(args.run, device=args.device)
         if args.data_dir: run.config = replace(run.config, data_dir=args.data_dir)
-        task = task_of(run.config)
-        result = evaluate(run, task, epsilons, arithmetic=args.arithmetic, proof=args.proof)
-        small = isinstance(task.train, ImageSet) and len(task.train) <= 30_000
-        baseline = nearest_neighbour(task.train, task.test) if small else None
-        print(show(result, run, baseline))
         target = Path(args.out) if args.out else (run.path if run.path.is_dir() else Path())/"report.html"
-        with atomic_path(target) as p: p.write_text(report_page(run, result, task, baseline), encoding="utf-8")
+        with threads(run.config.threads): _report(run, epsilons, args.arithmetic, args.proof, target)
         print(f"\nreport: {target.resolve()}")
     return run_command(go, parser, argv)
+
+def _report(run, epsilons, arithmetic, proof, target):
+    "Certify, print, write the page"
+    task = task_of(run.config)
+    result = evaluate(run, task, epsilons, arithmetic=arithmetic, proof=proof)
+    small = isinstance(task.train, ImageSet) and len(task.train) <= 30_000
+    baseline = nearest_neighbour(task.train, task.test) if small else None
+    print(show(result, run, baseline))
+    with atomic_path(target) as p: p.write_text(report_page(run, result, task, baseline), encoding="utf-8")
 
 # %% ../nbs/15_report.ipynb #0a209085
 if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main())   # a notebook has no __file__

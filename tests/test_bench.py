@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -180,6 +181,94 @@ def test_a_point_that_does_not_fit_is_left_out_of_the_growth(monkeypatch):
 def test_the_network_has_no_graph_breaks(setup):
     assert torch._dynamo.explain(setup.model.forward)(setup.images).graph_break_count == 0
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def garbage(monkeypatch):
+    "A processor that multiplies in bfloat16, and convolves wrongly in it."
+    right = F.conv2d
+
+    def conv2d(*a, **k):
+        y = right(*a, **k)
+        return y.flatten().roll(1).view_as(y) if y.dtype == torch.bfloat16 else y
+    monkeypatch.setattr(bench, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(F, "conv2d", conv2d)
+
+
+def pulled(setup, lever, monkeypatch):
+    monkeypatch.setitem(bench.LEVERS, "made up", lever)
+    return bench.levers(setup, ["made up"], rounds=1).iloc[0]
+
+
+def test_a_lever_whose_kernels_are_wrong_has_no_gain(setup, garbage, monkeypatch):
+    assert not bench.wrong_kernels(setup) and any("Conv, forward" in line for line in bench.wrong_kernels(setup.typed("bfloat16")))
+    row = bench.levers(setup, ["bf16"], rounds=1).iloc[0]
+    assert math.isnan(row.gain) and row.note.startswith("computed wrongly here: 1 Conv, forward, [16, 3, 16, 16] to [16, 8, 8, 8]")
+    with pytest.raises(InputError, match="computed wrongly here"): bench.levers(setup.typed("bfloat16"), ["one product, not four"])
+
+
+def test_a_compiled_network_is_compiled_and_compared_with_itself(setup, monkeypatch):
+    made = []
+
+    def backend(factor):
+        def build(graph, inputs):
+            made.append(factor)
+            return lambda *given: [factor*out for out in graph(*given)]
+        return build
+    for factor, words in ((1., "") , (1.001, "computed wrongly here: compiled network, forward: off by 0.001")):
+        torch._dynamo.reset()
+        row = pulled(setup, bench.Lever(False, lambda s, f=factor: replace(s, compiled=dict(backend=backend(f)))), monkeypatch)
+        assert math.isnan(row.gain) == bool(words) and row.note.startswith(words) and factor in made
+    torch._dynamo.reset()
+
+
+def test_steps_that_are_played_back_are_compared_with_steps(setup, monkeypatch):
+    class Skips(bench.Step):
+        "Takes a step when it is made, and then every other one only."
+        taken = 1
+        def __post_init__(self):
+            super().__post_init__()
+            self.calls = 0
+            super().__call__()
+        def __call__(self):
+            self.calls += 1
+            return super().__call__() if self.calls%2 else None
+
+    class Takes(Skips):
+        "All of them."
+        def __call__(self): return bench.Step.__call__(self)
+    for kind, words in ((Takes, ""), (Skips, "computed wrongly here: steps played back: off by")):
+        row = pulled(setup, bench.Lever(False, lambda s, kind=kind: replace(s, kind=kind)), monkeypatch)
+        assert row.note.startswith(words) and math.isnan(row.gain) == bool(words)
+
+
+def test_a_wrong_adam_and_a_wrong_product_are_named(setup, monkeypatch):
+    class Broken(torch.optim.AdamW):
+        "In groups, the weight decays at twice its rate."
+        def step(self):
+            if self.defaults["foreach"]: self.param_groups[0]["weight_decay"] *= 2
+            super().step()
+    with monkeypatch.context() as m:
+        m.setattr(torch.optim, "AdamW", Broken)
+        row = bench.levers(setup, ["fused Adam, not foreach"], rounds=1).iloc[0]
+    assert row.note.startswith("computed wrongly here: AdamW(foreach=True): off by") and math.isnan(row.gain)
+    monkeypatch.setattr(bench, "_exactly", lambda a: 1.1*(a.float() @ a.float()))
+    with pytest.raises(InputError, match="a matrix product in bfloat16 is computed wrongly here: off by 0.09"): bench.ceiling(torch.device("cpu"), "bfloat16", n=64, rounds=1)
+
+
+def test_the_command_measures_float32_where_bfloat16_is_wrong(garbage, capsys, monkeypatch):
+    before = torch.get_num_threads()
+    assert bench.main(["--model", "L1W4", "--size", "8", "--batch", "3", "--rounds", "1", "--device", "cpu", "--threads", str(before+1)]) == 0
+    said = capsys.readouterr().out
+    assert "computed wrongly here, so float32 instead of bfloat16: 1 Conv, forward" in said and "recipe, bf16" not in said and torch.get_num_threads() == before
+    assert f"{before+1} thread(s)" in said
+
+
+def test_a_training_that_fell_back_to_float32_is_no_row_of_bfloat16(garbage, monkeypatch):
+    from liresnet_nb import train
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: True)
+    with pytest.warns(UserWarning, match="computes wrongly in bfloat16"): table = bench.accuracy("digits", seeds=(0,), device="cpu", progress=False, model="L1W4", epochs=1)
+    assert table.training.tolist() == ["textbook", "full recipe"]
 
 
 def test_ratios_are_of_medians_and_their_range_of_rounds():

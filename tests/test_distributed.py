@@ -22,7 +22,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def torchrun(*words, ok=True, **env):
-    p = subprocess.run([*TORCHRUN, *map(str, words)], env={**THREADS, **env}, capture_output=True, text=True, timeout=120)
+    p = subprocess.run([*TORCHRUN, *map(str, words)], env={**THREADS, **env}, capture_output=True, text=True, timeout=1800)
     assert (p.returncode == 0) == ok, p.stderr
     return p
 
@@ -34,8 +34,9 @@ def close(a, b):
 
 
 SHARED = """
-import dataclasses, json, pathlib, sys, torch
-from liresnet_nb import certificate
+import dataclasses, json, pathlib, sys, torch, warnings
+import torch.nn.functional as F
+from liresnet_nb import certificate, train
 from liresnet_nb.core import pick_device, processes
 from liresnet_nb.data import load_task
 from liresnet_nb.evaluate import evaluate
@@ -59,6 +60,20 @@ with processes(pick_device("cpu")) as (rank, world, _):
     stream = fit(made, **STREAM, out=home/"stream")
     found = [evaluate(run, judged(n), progress=False) for n in (7, 1)]
     if rank == 0: torch.save([(e.table, e.low) for e in found], home/"tables.pt")
+    plain, right = fit("digits", **{**DIGITS, "epochs": 1}), F.conv2d
+    def broken(*a, **k):
+        y = right(*a, **k)
+        return -y if rank and y.dtype == torch.bfloat16 else y
+    F.conv2d, train.has_bfloat16 = broken, lambda device: True
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        low = fit("digits", **{**DIGITS, "epochs": 1, "dtype": "bfloat16"})
+    F.conv2d = right
+    train.torch.set_num_threads(2-rank)
+    train._seconds = lambda call: 1.
+    free = fit(config=train.TrainConfig(**{k: v for k, v in DIGITS.items() if k != "progress"} | dict(epochs=1)), progress=False)
+    torch.save((low.config, [str(w.message) for w in said], low.model.state_dict(), plain.model.state_dict(), free.config), home/f"low{rank}.pt")
+    torch.set_num_threads(1)
     assert certificate.main([str(home/"two"), "--device", "cpu"]) == 0
 """
 DIGITS = dict(TINY, epochs=3, batch=673, lr=3e-3, track=True)     # the last step of an epoch has one image, for two processes
@@ -127,6 +142,13 @@ def test_the_certificate_of_two_processes_is_printed_once_and_checked_by_one(sha
     assert certificate.main(["--check", str(home/"two"/"certificate.json"), "--run", str(home/"two"), "--device", "cpu"]) == 0
 
 
+def test_two_processes_agree_on_what_they_can_trust_and_on_their_threads(shared):
+    (mine, said, low, plain, free), (other, silent, _, _, too) = (torch.load(shared[0]/f"low{r}.pt", weights_only=False) for r in (0, 1))
+    assert mine == other and mine.dtype == "float32" and all(torch.equal(low[k], plain[k]) for k in plain)
+    assert len(said) == 1 and "1 Conv, forward, [336, 1, 8, 8]" in said[0] and not silent        # what the second one found, said by the first
+    assert free == too and free.threads == 2                # the second one alone would take its one
+
+
 FLAGS = ["--task", "digits", "--model", "L1W8", "--epochs", "400", "--batch", "256", "--shift", "1", "--save-seconds", "0", "--device", "cpu"]
 
 
@@ -134,13 +156,13 @@ FLAGS = ["--task", "digits", "--model", "L1W8", "--epochs", "400", "--batch", "2
 def test_a_killed_process_ends_the_run_with_one_line_and_a_checkpoint(tmp_path, victim):
     p = subprocess.Popen([*TORCHRUN, "-m", "liresnet_nb.train", *FLAGS, "--out", tmp_path/"r"], env=THREADS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     started = time.time()
-    while p.poll() is None and done(tmp_path/"r") < 2 and time.time()-started < 90: time.sleep(0.05)
+    while p.poll() is None and done(tmp_path/"r") < 2 and time.time()-started < 1800: time.sleep(0.05)
     ranks = {}
     for pid in subprocess.run(["ps", "-o", "pid=", "--ppid", str(p.pid)], capture_output=True, text=True).stdout.split():
         env = dict(v.partition("=")[::2] for v in open(f"/proc/{pid}/environ").read().split("\0"))
         if "RANK" in env: ranks[int(env["RANK"])] = int(pid)
     os.kill(ranks[victim], signal.SIGKILL)
-    out, err = p.communicate(timeout=60)
+    out, err = p.communicate(timeout=1800)
     assert p.returncode and "another process of this run is gone" in err or "interrupted after" in out
     epochs = done(tmp_path/"r")
     assert 2 <= epochs < 400
