@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from liresnet_nb import certificate, report
+from liresnet_nb import report
 from liresnet_nb.core import InputError, full_precision
 from liresnet_nb.evaluate import certify, evaluate, load_pretrained, nearest_neighbour, vra_curve, wilson
 from liresnet_nb.figures import extremes, plot_constants, plot_history, plot_images, plot_vra
@@ -182,16 +182,6 @@ def test_load_pretrained_from_a_url(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.safetensors"))
     assert load_pretrained(url, sha256=digest).config.model
     with pytest.raises(InputError, match="cannot download"): load_pretrained("file:///nowhere/x", sha256="2"*64)
-
-
-def test_the_certify_command(tiny_run, capsys):
-    assert certificate.main([str(tiny_run.path), "--epsilon", "0.3", "36/255", "--device", "cpu"]) == 0
-    out = capsys.readouterr().out
-    assert "0.1412" in out and "VRA (proved)" in out and "product" in out
-    rows = pd.read_csv(tiny_run.path/"certified.csv")
-    assert len(rows) == 450 and list(rows.columns[:5]) == ["index", "label", "pred", "margin", "radius"]
-    for bad in ([str(tiny_run.path), "--table", "/no/dir/x.csv"], [str(tiny_run.path), "--table", "/"], [str(tiny_run.path), "--epsilon", "nan"], ["nowhere"], [str(tiny_run.path), "--epsilon", "-1"], [str(tiny_run.path), "--device", "abacus"]):
-        assert certificate.main(bad) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_report_is_one_self_contained_page(tmp_path, capsys):
