@@ -60,6 +60,6 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks whose names begin so; all if not given")
     parser.add_argument("--training", action="store_true", help="only notebooks that train a network, run anew and not kept")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time (2)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.check == "sync": sync()
     else: notebooks(args.names, args.training, args.jobs)

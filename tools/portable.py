@@ -1,5 +1,6 @@
 """Do the checks hold on other processors? The tests and notebooks that train, or depend on a kernel's last digits, under
-the kernels that other processors would take. About MINUTES minutes on two cores; `make test` and CI do not run it.
+the kernels that other processors would take. About 75 minutes on two cores, a variant 11 (added up from parts that were
+measured one at a time; two threads take 22); `make test` and CI do not run it.
 
     python tools/portable.py                                  every variant
     python tools/portable.py --variant avx2 -k train 10 20    one variant, tests by pytest's -k, notebooks by name
@@ -37,7 +38,7 @@ def main():
     parser.add_argument("--only", choices=("tests", "notebooks"), help="only one of the two")
     parser.add_argument("-k", metavar="EXPRESSION", help="pytest's: which of the tests")
     parser.add_argument("--jobs", type=int, metavar="N", help="tests or notebooks at a time; one a core if not given")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     failed, rows = [], []
     for name in args.variant or VARIANTS:
         print(f"== {name}: {VARIANTS[name]}", flush=True)
