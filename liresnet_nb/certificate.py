@@ -51,7 +51,8 @@ def judged_task(
     if seen: raise InputError(f"{seen}: certify 'test' or 'train'")
     if task is None: task = task_of(replace(run.config, held_out="test") if split == "test" else run.config)
     if split == "train" and task.held_out not in (mine, "train"):
-        raise InputError(f"the run held out {mine} images, the task {task.held_out} images: they trained on different ones")
+        raise InputError(f"the run held out {mine} images, the task holds out {task.held_out} images: "
+                         "what it trained on is not what is left here")
     return judged_on(task, split)
 
 def _seen(run, split):
@@ -136,7 +137,7 @@ def _understand(value, wanted, where):
     elif not wanted(value): raise ValueError(f"its field {where} is {_shown(value)}: wanted {_WANTED[wanted]}")
 
 def _fields(value, wanted, where):
-    if type(value) is not dict: raise ValueError(f"its field {where} is {_shown(value)}: wanted fields" if where else "it holds no fields")
+    if type(value) is not dict: raise ValueError(f"its field {where} is {_shown(value)}: wanted fields" if where else "no fields")
     inside = f"{where}." if where else ""
     for key in value:
         if key not in wanted: raise ValueError(f"it has a field {_shown(inside+key)}, which this version does not know")
@@ -144,7 +145,7 @@ def _fields(value, wanted, where):
         if key not in value: raise ValueError(f"its field {inside}{key} is missing")
         _understand(value[key], kind, inside+key)
 
-def _shown(value, most=60):
+def _shown(value, most=80):
     "What a file holds, for a message: in one line, and not too long"
     text = repr(value)
     return text if len(text) <= most else text[:most]+"…"
@@ -216,17 +217,20 @@ def read_certificate(
 def _read(path, most, what):
     "The bytes of a file, if it is one, and not too large"
     if not path.is_file(): raise InputError(f"no {what} {path}: wanted a file that liresnet-certify wrote")
-    size = path.stat().st_size
-    if size > most: raise InputError(f"{path} has {size:,} bytes: too large for a {what}, of at most {most:,}")
+    _check_size(path, path.stat().st_size, most, what)
     return path.read_bytes()
+
+def _check_size(path, size, most, what):
+    if size > most: raise InputError(f"{path} has {size:,} bytes: too large for a {what}, of at most {most:,}")
 
 def _claims(data, path):
     "What these bytes say"
+    bad = lambda e: InputError(f"{path} is no certificate that can be checked: {e}")
     try: said = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
-    except (ValueError, RecursionError) as e: raise InputError(f"{path} is no certificate: {e}") from None
+    except (ValueError, RecursionError) as e: raise bad(e) from None
     _check_format(path, said)
     try: return _check_claims(said)
-    except ValueError as e: raise InputError(f"{path} is no certificate that can be checked: {e}") from None
+    except (ValueError, RecursionError) as e: raise bad(e) from None     # to show what is nested deeply may fail as well
 
 def _unique(pairs):
     "A JSON object whose keys differ"
@@ -276,17 +280,26 @@ def write_certificate(
 )->dict:                    # what the JSON file holds
     "Rows and certificate as files, each written whole or not at all."
     path, table = _pair(path, table)
+    _check_names(run, judged_task(run, task))
     rows = claimed_rows(result)
-    _check_rows(rows, run, judged_task(run, task))
+    _check_rows(rows, task)
     text = table_text(rows).encode()
     said = _about_proofs(result, rows) | _about_images(task) | dict(data=data_hash(task.test), made_with=_about_making(run))
     said["table"] = dict(file=table.name, sha256=hashlib.sha256(text).hexdigest())
     words = json.dumps({field: said[field] for field in _CERTIFICATE}, indent=1, ensure_ascii=False)+"\n"
-    try: said = _claims(words.encode(), path); _rows(text, table)
-    except ValueError as e: raise InputError(f"nobody could read what is to be written: {e}") from None
+    said = _readable(path, words, table, text)
     with atomic_path(table) as p: p.write_bytes(text)
     with atomic_path(path) as p: p.write_bytes(words.encode())
     return said
+
+def _readable(path, words, table, text):
+    "What `words` say, if both files could be read again"
+    try:
+        _check_size(path, len(words.encode()), LONGEST, "certificate")
+        _check_size(table, len(text), _LARGEST, "table of rows")
+        _rows(text, table)
+        return _claims(words.encode(), path)
+    except ValueError as e: raise InputError(f"nobody could read what is to be written: {e}") from None
 
 def _pair(path, table):
     "Two files in one folder, or an `InputError`"
@@ -297,12 +310,15 @@ def _pair(path, table):
         raise InputError(f"{table} for the rows, {path} for the certificate: wanted one folder, they are sent together")
     return path, table
 
-def _check_rows(rows, run, task):
-    "Refuse rows that are not one for each image of this task, or classes that the run has other names for"
+def _check_rows(rows, task):
+    "Refuse rows that are not one for each image of this task"
     labels = task.test.labels.cpu().tolist()
     if rows["index"].tolist() != list(range(len(labels))) or rows.label.tolist() != labels:
         raise InputError(f"{len(rows)} rows are not those of the {len(labels)} {task.held_out} images of {task.name}: "
                          "wanted one an image, in order, none left out")
+
+def _check_names(run, task):
+    "Refuse classes that the run has other names for"
     other = _other_names(run.classes or task.classes, task.classes, "the run", "the task")
     if other: raise InputError(other)
 
@@ -375,7 +391,8 @@ def _their_images(said, run, task):
 def _their_constants(said, model, progress):
     "The claimed constants, proved"
     arithmetic, weights = said["arithmetic"], next(model.parameters()).dtype
-    if arithmetic != "real" and ARITHMETIC[arithmetic] != weights: raise Untrue(f"it claims an execution in {arithmetic}, the weights are {weights}")
+    if arithmetic != "real" and ARITHMETIC[arithmetic] != weights:
+        raise Untrue(f"it claims an execution in {arithmetic}, the weights are {weights}")
     claimed, there = [o["operator"] for o in said["operators"]], _operators(model)
     if claimed != there: raise Untrue(f"operators says {_short(claimed, there)}, found {_short(there, claimed)}")
     claims = {o["operator"]: (o["proof"], o["bound"]) for o in said["operators"]}
@@ -386,8 +403,8 @@ def _their_constants(said, model, progress):
 
 def _operators(model):
     "The names of its linear operators, as `pair_bound` has them"
-    inside = [(k, name) for k, layer in enumerate(model.body) for name, op in layer.named_modules() if isinstance(op, LinearOperator)]
-    return [f"{k}.{name}".rstrip(".") for k, name in inside]
+    return [f"{k}.{name}".rstrip(".") for k, layer in enumerate(model.body)
+            for name, op in layer.named_modules() if isinstance(op, LinearOperator)]
 
 # %% ../nbs/12_certificate.ipynb #ef713ac6
 def _compare_rows(rows, again, tolerance):
@@ -455,6 +472,7 @@ def _certify(args):
     run = _load(args)
     table, certificate = _targets(args, run)
     task = judged_task(run, split=args.split)
+    _check_names(run, task)
     result = evaluate(run, task, epsilons, arithmetic=args.arithmetic or "real", proof=args.proof or "auto")
     if not _first(): return 0
     print(show(result, replace(run, config=replace(run.config, held_out=task.held_out))))
