@@ -125,6 +125,7 @@ _CERTIFICATE = dict(                        # a dict: these fields and no other;
     results=[dict(epsilon=_number, certified=_whole, vra=_number)], table=dict(file=_text, sha256=_text),
     made_with=dict(task=_text, model=_text, seed=_seed, liresnet_nb=_text, torch=_text, python=_text, machine=_text))
 
+# %% ../nbs/12_certificate.ipynb #e17c30fa
 def _understand(value, wanted, where):
     "Raise `ValueError` unless `value` is exactly what is wanted, all the way down"
     if isinstance(wanted, dict): return _fields(value, wanted, where)
@@ -137,7 +138,7 @@ def _understand(value, wanted, where):
     elif not wanted(value): raise ValueError(f"its field {where} is {_shown(value)}: wanted {_WANTED[wanted]}")
 
 def _fields(value, wanted, where):
-    if type(value) is not dict: raise ValueError(f"its field {where} is {_shown(value)}: wanted fields" if where else "no fields")
+    if type(value) is not dict: raise ValueError(f"{where or 'the whole'} is {_shown(value)}: wanted fields")
     inside = f"{where}." if where else ""
     for key in value:
         if key not in wanted: raise ValueError(f"it has a field {_shown(inside+key)}, which this version does not know")
@@ -172,9 +173,9 @@ def _check_format(path, said):
     "Refuse a certificate of another time; what is none at all is left to `_understand`"
     number = said.get("format") if type(said) is dict else None
     if not _whole(number) or number in (0, FORMAT): return
-    if number > FORMAT: raise InputError(f"{path} has format {number}, this version reads {FORMAT}: install a newer liresnet_nb")
-    raise InputError(f"{path} has format {number}, whose fingerprint named the files of the code: "
-                     "issue it again with `liresnet-certify RUN`")
+    newer = f"this version reads {FORMAT}: install a newer liresnet_nb"
+    older = "whose fingerprint named the files of the code: issue it again with `liresnet-certify RUN`"
+    raise InputError(f"{path} has format {number}, {newer if number > FORMAT else older}")
 
 def _check_claims(said):
     "`said`, if all of it is understood and of this format; `ValueError` otherwise"
@@ -223,6 +224,7 @@ def _read(path, most, what):
 def _check_size(path, size, most, what):
     if size > most: raise InputError(f"{path} has {size:,} bytes: too large for a {what}, of at most {most:,}")
 
+# %% ../nbs/12_certificate.ipynb #c85a2f3e
 def _claims(data, path):
     "What these bytes say"
     bad = lambda e: InputError(f"{path} is no certificate that can be checked: {e}")
@@ -248,10 +250,10 @@ def _rows(data, table):
     end = lines.pop()
     if end or not lines: raise bad(len(lines)+1, end, "a line end after the last row")
     if lines[0] != ",".join(_COLUMNS): raise bad(1, lines[0], ",".join(_COLUMNS))
-    rows = []
+    rows, how = [], "label,pred,margin,radius, plain numbers as Python writes them"
     for k, line in enumerate(lines[1:]):
         try: rows.append(_row(line, k))
-        except ValueError: raise bad(k+2, line, f"{k},label,pred,margin,radius, plain numbers as Python writes them") from None
+        except ValueError: raise bad(k+2, line, f"{k},{how}") from None
     columns = zip(*rows) if rows else [()]*5
     return pd.DataFrame(dict(zip(_COLUMNS, columns))).astype(dict(zip(_COLUMNS, ["int64"]*3+["float64"]*2)))
 
@@ -292,6 +294,7 @@ def write_certificate(
     with atomic_path(path) as p: p.write_bytes(words.encode())
     return said
 
+# %% ../nbs/12_certificate.ipynb #1be6f85d
 def _readable(path, words, table, text):
     "What `words` say, if both files could be read again"
     try:
@@ -388,6 +391,7 @@ def _their_images(said, run, task):
     _compare(said, found)
     return task
 
+# %% ../nbs/12_certificate.ipynb #8d71c4eb
 def _their_constants(said, model, progress):
     "The claimed constants, proved"
     arithmetic, weights = said["arithmetic"], next(model.parameters()).dtype
@@ -423,7 +427,8 @@ def _compare_rows(rows, again, tolerance):
 def _compare(said, found):
     "Raise `Untrue` for the first field that says something else than was found"
     for field, value in found.items():
-        if said[field] != value: raise Untrue(f"{field} says {_short(said[field], value)}, found {_short(value, said[field])}")
+        says = said[field]
+        if says != value: raise Untrue(f"{field} says {_short(says, value)}, found {_short(value, says)}")
 
 def _short(value, other):
     "A value for people; of a list, the first entry that differs"
@@ -435,7 +440,7 @@ def main(
     argv=None,   # words of the command line; None: those of this process
 )->int:          # exit status: 0 written or valid, 1 NOT valid, 2 could not be done
     "The command `liresnet-certify`."
-    status = []
+    status = []                          # to go once `run_command` returns what `_go` does
     return run_command(lambda args: status.append(_go(args)), _parser(), argv) or sum(status)
 
 def _go(args):
@@ -453,6 +458,7 @@ def _load(args):
 
 def _first(): return not int(os.environ.get("RANK", 0))     # torchrun: the first process has all rows
 
+# %% ../nbs/12_certificate.ipynb #b18f46d3
 def _check(args):
     "`--check`: the verdict, as a line and a status"
     extra = [f"--{k}" for k in ("epsilon", "arithmetic", "proof", "split", "table", "certificate") if getattr(args, k)]
@@ -484,7 +490,9 @@ def _certify(args):
 def _targets(args, run):
     "Rows and certificate: side by side, in the run's folder if nothing else is said; nowhere for a bare checkpoint"
     table, certificate = (Path(t) if t else None for t in (args.table, args.certificate))
-    if table or certificate: return _pair(certificate or table.with_suffix(".json"), table or certificate.with_suffix(".csv"))[::-1]
+    if table or certificate:
+        certificate, table = _pair(certificate or table.with_suffix(".json"), table or certificate.with_suffix(".csv"))
+        return table, certificate
     if not run.path.is_dir(): return None, None
     end = "" if args.split in (None, run.config.held_out) else f"-{args.split}"
     return run.path/f"certified{end}.csv", run.path/f"certificate{end}.json"
@@ -498,7 +506,8 @@ def _parser():
     which = "folder of a run, a checkpoint file, or 'digits' for the model in the package"
     add("folder", nargs="?", metavar="RUN", help=which)
     add("--run", metavar="RUN", help="the same, with a name: --check FILE --run RUN")
-    add("--check", metavar="FILE", help="check this certificate against RUN instead of making one: status 0 valid, 1 NOT valid, 2 could not be checked")
+    add("--check", metavar="FILE",
+        help="check this certificate against RUN instead of making one: status 0 valid, 1 NOT valid, 2 not checked")
     add("--epsilon", nargs="+", metavar="E",
         help="l2 radii in [0,1] pixels, e.g. 0.3 36/255; the run's own if not given")
     add("--split", choices=list(SPLITS),
