@@ -51,7 +51,8 @@ def judged_task(
     if seen: raise InputError(f"{seen}: certify 'test' or 'train'")
     if task is None: task = task_of(replace(run.config, held_out="test") if split == "test" else run.config)
     if split == "train" and task.held_out not in (mine, "train"):
-        raise InputError(f"the run held out {mine} images, the task {task.held_out} images: they trained on different ones")
+        raise InputError(f"the run held out {mine} images, the task holds out {task.held_out} images: "
+                         "what it trained on is not what is left here")
     return judged_on(task, split)
 
 def _seen(run, split):
@@ -124,6 +125,7 @@ _CERTIFICATE = dict(                        # a dict: these fields and no other;
     results=[dict(epsilon=_number, certified=_whole, vra=_number)], table=dict(file=_text, sha256=_text),
     made_with=dict(task=_text, model=_text, seed=_seed, liresnet_nb=_text, torch=_text, python=_text, machine=_text))
 
+# %% ../nbs/12_certificate.ipynb #e17c30fa
 def _understand(value, wanted, where):
     "Raise `ValueError` unless `value` is exactly what is wanted, all the way down"
     if isinstance(wanted, dict): return _fields(value, wanted, where)
@@ -136,7 +138,7 @@ def _understand(value, wanted, where):
     elif not wanted(value): raise ValueError(f"its field {where} is {_shown(value)}: wanted {_WANTED[wanted]}")
 
 def _fields(value, wanted, where):
-    if type(value) is not dict: raise ValueError(f"its field {where} is {_shown(value)}: wanted fields" if where else "it holds no fields")
+    if type(value) is not dict: raise ValueError(f"{where or 'the whole'} is {_shown(value)}: wanted fields")
     inside = f"{where}." if where else ""
     for key in value:
         if key not in wanted: raise ValueError(f"it has a field {_shown(inside+key)}, which this version does not know")
@@ -144,7 +146,7 @@ def _fields(value, wanted, where):
         if key not in value: raise ValueError(f"its field {inside}{key} is missing")
         _understand(value[key], kind, inside+key)
 
-def _shown(value, most=60):
+def _shown(value, most=80):
     "What a file holds, for a message: in one line, and not too long"
     text = repr(value)
     return text if len(text) <= most else text[:most]+"…"
@@ -171,9 +173,9 @@ def _check_format(path, said):
     "Refuse a certificate of another time; what is none at all is left to `_understand`"
     number = said.get("format") if type(said) is dict else None
     if not _whole(number) or number in (0, FORMAT): return
-    if number > FORMAT: raise InputError(f"{path} has format {number}, this version reads {FORMAT}: install a newer liresnet_nb")
-    raise InputError(f"{path} has format {number}, whose fingerprint named the files of the code: "
-                     "issue it again with `liresnet-certify RUN`")
+    newer = f"this version reads {FORMAT}: install a newer liresnet_nb"
+    older = "whose fingerprint named the files of the code: issue it again with `liresnet-certify RUN`"
+    raise InputError(f"{path} has format {number}, {newer if number > FORMAT else older}")
 
 def _check_claims(said):
     "`said`, if all of it is understood and of this format; `ValueError` otherwise"
@@ -216,17 +218,21 @@ def read_certificate(
 def _read(path, most, what):
     "The bytes of a file, if it is one, and not too large"
     if not path.is_file(): raise InputError(f"no {what} {path}: wanted a file that liresnet-certify wrote")
-    size = path.stat().st_size
-    if size > most: raise InputError(f"{path} has {size:,} bytes: too large for a {what}, of at most {most:,}")
+    _check_size(path, path.stat().st_size, most, what)
     return path.read_bytes()
 
+def _check_size(path, size, most, what):
+    if size > most: raise InputError(f"{path} has {size:,} bytes: too large for a {what}, of at most {most:,}")
+
+# %% ../nbs/12_certificate.ipynb #c85a2f3e
 def _claims(data, path):
     "What these bytes say"
+    bad = lambda e: InputError(f"{path} is no certificate that can be checked: {e}")
     try: said = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
-    except (ValueError, RecursionError) as e: raise InputError(f"{path} is no certificate: {e}") from None
+    except (ValueError, RecursionError) as e: raise bad(e) from None
     _check_format(path, said)
     try: return _check_claims(said)
-    except ValueError as e: raise InputError(f"{path} is no certificate that can be checked: {e}") from None
+    except (ValueError, RecursionError) as e: raise bad(e) from None     # to show what is nested deeply may fail as well
 
 def _unique(pairs):
     "A JSON object whose keys differ"
@@ -244,10 +250,10 @@ def _rows(data, table):
     end = lines.pop()
     if end or not lines: raise bad(len(lines)+1, end, "a line end after the last row")
     if lines[0] != ",".join(_COLUMNS): raise bad(1, lines[0], ",".join(_COLUMNS))
-    rows = []
+    rows, how = [], "label,pred,margin,radius, plain numbers as Python writes them"
     for k, line in enumerate(lines[1:]):
         try: rows.append(_row(line, k))
-        except ValueError: raise bad(k+2, line, f"{k},label,pred,margin,radius, plain numbers as Python writes them") from None
+        except ValueError: raise bad(k+2, line, f"{k},{how}") from None
     columns = zip(*rows) if rows else [()]*5
     return pd.DataFrame(dict(zip(_COLUMNS, columns))).astype(dict(zip(_COLUMNS, ["int64"]*3+["float64"]*2)))
 
@@ -276,17 +282,27 @@ def write_certificate(
 )->dict:                    # what the JSON file holds
     "Rows and certificate as files, each written whole or not at all."
     path, table = _pair(path, table)
+    _check_names(run, judged_task(run, task))
     rows = claimed_rows(result)
-    _check_rows(rows, run, judged_task(run, task))
+    _check_rows(rows, task)
     text = table_text(rows).encode()
     said = _about_proofs(result, rows) | _about_images(task) | dict(data=data_hash(task.test), made_with=_about_making(run))
     said["table"] = dict(file=table.name, sha256=hashlib.sha256(text).hexdigest())
     words = json.dumps({field: said[field] for field in _CERTIFICATE}, indent=1, ensure_ascii=False)+"\n"
-    try: said = _claims(words.encode(), path); _rows(text, table)
-    except ValueError as e: raise InputError(f"nobody could read what is to be written: {e}") from None
+    said = _readable(path, words, table, text)
     with atomic_path(table) as p: p.write_bytes(text)
     with atomic_path(path) as p: p.write_bytes(words.encode())
     return said
+
+# %% ../nbs/12_certificate.ipynb #1be6f85d
+def _readable(path, words, table, text):
+    "What `words` say, if both files could be read again"
+    try:
+        _check_size(path, len(words.encode()), LONGEST, "certificate")
+        _check_size(table, len(text), _LARGEST, "table of rows")
+        _rows(text, table)
+        return _claims(words.encode(), path)
+    except ValueError as e: raise InputError(f"nobody could read what is to be written: {e}") from None
 
 def _pair(path, table):
     "Two files in one folder, or an `InputError`"
@@ -297,12 +313,15 @@ def _pair(path, table):
         raise InputError(f"{table} for the rows, {path} for the certificate: wanted one folder, they are sent together")
     return path, table
 
-def _check_rows(rows, run, task):
-    "Refuse rows that are not one for each image of this task, or classes that the run has other names for"
+def _check_rows(rows, task):
+    "Refuse rows that are not one for each image of this task"
     labels = task.test.labels.cpu().tolist()
     if rows["index"].tolist() != list(range(len(labels))) or rows.label.tolist() != labels:
         raise InputError(f"{len(rows)} rows are not those of the {len(labels)} {task.held_out} images of {task.name}: "
                          "wanted one an image, in order, none left out")
+
+def _check_names(run, task):
+    "Refuse classes that the run has other names for"
     other = _other_names(run.classes or task.classes, task.classes, "the run", "the task")
     if other: raise InputError(other)
 
@@ -372,10 +391,12 @@ def _their_images(said, run, task):
     _compare(said, found)
     return task
 
+# %% ../nbs/12_certificate.ipynb #8d71c4eb
 def _their_constants(said, model, progress):
     "The claimed constants, proved"
     arithmetic, weights = said["arithmetic"], next(model.parameters()).dtype
-    if arithmetic != "real" and ARITHMETIC[arithmetic] != weights: raise Untrue(f"it claims an execution in {arithmetic}, the weights are {weights}")
+    if arithmetic != "real" and ARITHMETIC[arithmetic] != weights:
+        raise Untrue(f"it claims an execution in {arithmetic}, the weights are {weights}")
     claimed, there = [o["operator"] for o in said["operators"]], _operators(model)
     if claimed != there: raise Untrue(f"operators says {_short(claimed, there)}, found {_short(there, claimed)}")
     claims = {o["operator"]: (o["proof"], o["bound"]) for o in said["operators"]}
@@ -386,8 +407,8 @@ def _their_constants(said, model, progress):
 
 def _operators(model):
     "The names of its linear operators, as `pair_bound` has them"
-    inside = [(k, name) for k, layer in enumerate(model.body) for name, op in layer.named_modules() if isinstance(op, LinearOperator)]
-    return [f"{k}.{name}".rstrip(".") for k, name in inside]
+    return [f"{k}.{name}".rstrip(".") for k, layer in enumerate(model.body)
+            for name, op in layer.named_modules() if isinstance(op, LinearOperator)]
 
 # %% ../nbs/12_certificate.ipynb #ef713ac6
 def _compare_rows(rows, again, tolerance):
@@ -406,7 +427,8 @@ def _compare_rows(rows, again, tolerance):
 def _compare(said, found):
     "Raise `Untrue` for the first field that says something else than was found"
     for field, value in found.items():
-        if said[field] != value: raise Untrue(f"{field} says {_short(said[field], value)}, found {_short(value, said[field])}")
+        says = said[field]
+        if says != value: raise Untrue(f"{field} says {_short(says, value)}, found {_short(value, says)}")
 
 def _short(value, other):
     "A value for people; of a list, the first entry that differs"
@@ -418,7 +440,7 @@ def main(
     argv=None,   # words of the command line; None: those of this process
 )->int:          # exit status: 0 written or valid, 1 NOT valid, 2 could not be done
     "The command `liresnet-certify`."
-    status = []
+    status = []                          # to go once `run_command` returns what `_go` does
     return run_command(lambda args: status.append(_go(args)), _parser(), argv) or sum(status)
 
 def _go(args):
@@ -436,6 +458,7 @@ def _load(args):
 
 def _first(): return not int(os.environ.get("RANK", 0))     # torchrun: the first process has all rows
 
+# %% ../nbs/12_certificate.ipynb #b18f46d3
 def _check(args):
     "`--check`: the verdict, as a line and a status"
     extra = [f"--{k}" for k in ("epsilon", "arithmetic", "proof", "split", "table", "certificate") if getattr(args, k)]
@@ -455,6 +478,7 @@ def _certify(args):
     run = _load(args)
     table, certificate = _targets(args, run)
     task = judged_task(run, split=args.split)
+    _check_names(run, task)
     result = evaluate(run, task, epsilons, arithmetic=args.arithmetic or "real", proof=args.proof or "auto")
     if not _first(): return 0
     print(show(result, replace(run, config=replace(run.config, held_out=task.held_out))))
@@ -466,7 +490,9 @@ def _certify(args):
 def _targets(args, run):
     "Rows and certificate: side by side, in the run's folder if nothing else is said; nowhere for a bare checkpoint"
     table, certificate = (Path(t) if t else None for t in (args.table, args.certificate))
-    if table or certificate: return _pair(certificate or table.with_suffix(".json"), table or certificate.with_suffix(".csv"))[::-1]
+    if table or certificate:
+        certificate, table = _pair(certificate or table.with_suffix(".json"), table or certificate.with_suffix(".csv"))
+        return table, certificate
     if not run.path.is_dir(): return None, None
     end = "" if args.split in (None, run.config.held_out) else f"-{args.split}"
     return run.path/f"certified{end}.csv", run.path/f"certificate{end}.json"
@@ -480,7 +506,8 @@ def _parser():
     which = "folder of a run, a checkpoint file, or 'digits' for the model in the package"
     add("folder", nargs="?", metavar="RUN", help=which)
     add("--run", metavar="RUN", help="the same, with a name: --check FILE --run RUN")
-    add("--check", metavar="FILE", help="check this certificate against RUN instead of making one: status 0 valid, 1 NOT valid, 2 could not be checked")
+    add("--check", metavar="FILE",
+        help="check this certificate against RUN instead of making one: status 0 valid, 1 NOT valid, 2 not checked")
     add("--epsilon", nargs="+", metavar="E",
         help="l2 radii in [0,1] pixels, e.g. 0.3 36/255; the run's own if not given")
     add("--split", choices=list(SPLITS),
