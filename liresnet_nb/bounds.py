@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['ONE', 'NOTHING', 'Bound', 'check_bound', 'product', 'NotProved', 'settle', 'check_claim', 'check_weights',
            'matrix_bound', 'polyphase', 'oversampling', 'symbol_bound', 'check_kernel', 'PairBound', 'pair_bound',
-           'row_distances']
+           'seal_of', 'row_distances']
 
 # %% ../nbs/04_bounds.ipynb #724173d8
-import functools, math, sys
-from dataclasses import dataclass
+import functools, hashlib, math, sys
+from dataclasses import dataclass, replace
 from fractions import Fraction
 import mpmath
 import torch
 from torch import Tensor
-from .core import InputError
+from .core import InputError, tensor_bytes
 from .lipschitz import operator_matrix
 from .rounding import gamma, norm_up, power_of_two, product_error, sqrt_up, up
 
@@ -25,6 +25,8 @@ class Bound:
     value:float     # outputs per unit of input, both in l2
     proof:str       # "method: details"
     def __post_init__(self):
+        if not isinstance(self.value, (int, float)) or isinstance(self.value, bool):
+            raise InputError(f"a Lipschitz bound is a {type(self.value).__name__}: wanted a number of Python, rounded up")
         found = f"a Lipschitz bound came out as {self.value} ({self.proof})"
         if not math.isfinite(self.value) or self.value < 0:
             raise InputError(f"{found}: the weights are not finite, or too large to bound")
@@ -250,6 +252,7 @@ class PairBound:
     weights:str=""          # SHA-256 of the weights they were proved for
     operators:tuple=()      # (name, Bound) of each linear operator inside the layers
     mode:str="any"          # "eval": holds for the network in eval() only
+    seal:str=""             # SHA-256 of the numbers above, when they were proved
     def __repr__(self):
         off = self.matrix[~torch.eye(len(self.matrix), dtype=torch.bool)]
         found = f"pairs {off.min():.4g} to {off.max():.4g}"
@@ -277,7 +280,16 @@ def pair_bound(
     if ((matrix < sys.float_info.min) & (distance > 0)).any() and sub.value > 0:
         raise InputError(f"pair constants underflow {where}")
     if not torch.isfinite(matrix).all(): raise InputError(f"pair constants overflow {where}")
-    return PairBound(matrix, distance, sub, tuple(layers), tuple(image_shape), weights, tuple(operators))
+    found = PairBound(matrix, distance, sub, tuple(layers), tuple(image_shape), weights, tuple(operators))
+    return replace(found, seal=seal_of(found))
+
+def seal_of(
+    proved:PairBound,
+)->str:                     # SHA-256
+    "What its numbers are, so that a change of them is seen: a matrix that is drawn may also be scaled."
+    digest = hashlib.sha256(repr((proved.sub_lipschitz, proved.layers, proved.operators, proved.image_shape, proved.weights)).encode())
+    for t in (proved.matrix, proved.distances): digest.update(tensor_bytes(t))
+    return digest.hexdigest()
 
 def row_distances(
     rows:Tensor,            # [m,D], float64

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, check_whole, choose, processes
 from .data import ImageSet, Task, data_home
 from .rounding import gamma
-from .bounds import PairBound
+from .bounds import PairBound, seal_of
 from .declared import unchanged
 from .model import ARITHMETIC, GloroNet, fingerprint_of
 from .margins import certified_radius, check_logits, vra
@@ -91,6 +91,8 @@ def _proved(model, pair_bound, prints, proof, progress=False):
     if (pair_bound.weights, pair_bound.image_shape) != (fingerprint_of(prints), model.image_shape):
         raise InputError("the constants were proved for another model, or for weights it has no more: "
                          "prove them anew with model.pair_bound()")
+    if pair_bound.seal != seal_of(pair_bound):
+        raise InputError("the constants were changed after they were proved: prove them anew with model.pair_bound()")
     if pair_bound.mode == "eval" and any(m.training for m in model.modules()):
         raise InputError("the constants were proved for the network in eval(), where it answers differently: call model.eval()")
     return pair_bound

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'LipschitzLayer', 'own_tensors', 'OneLipschitz', 'only_moves', 'Centre', 'Flatten', 'MinMax', 'Householder',
-           'check_number', 'check_shapes', 'LinearOperator', 'Dense', 'Conv', 'summed', 'roundings', 'LinearResidual',
-           'BetaConv', 'Residual', 'added', 'Head', 'NormalizedHead', 'unit_rows', 'pair_distances']
+           'whole_shape', 'check_number', 'check_shapes', 'LinearOperator', 'Dense', 'Conv', 'summed', 'roundings',
+           'LinearResidual', 'BetaConv', 'Residual', 'added', 'Head', 'NormalizedHead', 'unit_rows', 'pair_distances']
 
 # %% ../nbs/06_layers.ipynb #3c78a625
-import functools, math
+import functools, math, operator
 from fractions import Fraction
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -53,10 +54,9 @@ class LipschitzLayer(nn.Module):
 def own_tensors(
     module:nn.Module,
 )->list[str]:
-    "Names of a module's own parameters and buffers; a power vector decides nothing and is left out."
+    "Names of a module's own parameters and buffers, parametrised ones too."
     names = [k for k, t in {**module._parameters, **module._buffers}.items() if t is not None]
-    names += module._modules.get("parametrizations", ())
-    return [k for k in names if k != "power_vector"]
+    return [*names, *module._modules.get("parametrizations", ())]
 
 # %% ../nbs/06_layers.ipynb #8a08aed9
 class OneLipschitz(LipschitzLayer):
@@ -141,6 +141,14 @@ class Householder(OneLipschitz):
         return least, most
 
 # %% ../nbs/06_layers.ipynb #0d1e4fd1
+def whole_shape(
+    shape,               # of an input: (C,H,W) or (features,)
+    what:str,            # whose, for the message
+)->tuple[int,...]:
+    "`shape` as plain whole numbers, whatever they were counted with; else an `InputError`."
+    try: return tuple(operator.index(n) for n in shape)
+    except TypeError: raise InputError(f"{what} is {shape!r}: wanted whole numbers, (channels, height, width) or (features,)") from None
+
 def check_number(
     layer:str,           # its class, for the message
     name:str,            # of the setting
@@ -157,11 +165,12 @@ def check_shapes(
     in_shape:tuple,      # what the layer was made for
 ):
     "Raise `InputError` unless kernel, bias and input fit each other; nothing is stretched to fit."
+    if not isinstance(kernel, Tensor): raise InputError(f"its kernel is a {type(kernel).__name__}: wanted a tensor")
     shape = list(kernel.shape)
     if kernel.ndim != len(in_shape)+1 or shape[1] != in_shape[0]:
         raise InputError(f"a kernel of shape {shape} does not fit inputs of shape {tuple(in_shape)}")
-    if bias is None or list(bias.shape) != shape[:1]:
-        found = "no bias" if bias is None else f"a bias of shape {list(bias.shape)}"
+    if not isinstance(bias, Tensor) or list(bias.shape) != shape[:1]:
+        found = "no bias" if bias is None else f"a bias of shape {list(bias.shape)}" if isinstance(bias, Tensor) else f"a bias {bias!r}"
         raise InputError(f"{found} for {shape[0]} outputs: wanted [{shape[0]}], zeros for none")
 
 # %% ../nbs/06_layers.ipynb #d781f0ae
@@ -175,7 +184,8 @@ class LinearOperator(LipschitzLayer):
         padding:int=0,       # zeros around the input
     ):
         super().__init__()
-        self.in_shape, self.stride, self.padding = tuple(in_shape), stride, padding
+        self.in_shape = whole_shape(in_shape, f"in_shape of {type(self).__name__}")
+        self.stride, self.padding = (operator.index(n) if isinstance(n, np.integer) else n for n in (stride, padding))
         self._check()
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.register_buffer("power_vector", torch.randn(self.in_shape))
@@ -243,6 +253,8 @@ class Conv(LinearOperator):
         padding:int=0,       # zeros around the input, pixels
     ):
         super().__init__(in_shape, out_channels, stride, padding)
+        in_shape, stride, padding = self.in_shape, self.stride, self.padding
+        kernel_size = operator.index(kernel_size) if isinstance(kernel_size, np.integer) else kernel_size
         check_number("Conv", "kernel_size", kernel_size, 1)
         self.weight = nn.Parameter(torch.empty(out_channels, in_shape[0], kernel_size, kernel_size))
         nn.init.orthogonal_(self.weight)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'BLOCKS', 'HEADS', 'KINDS', 'GLORO_NETS', 'ARITHMETIC', 'ModelConfig', 'parse_name', 'model_config',
-           'GloroNet', 'fingerprint_of', 'in_mode', 'check_low', 'Plain', 'stem_shape', 'NamedNet', 'LiResNet',
-           'ConvNet', 'ResNet', 'GloroConvNet', 'build_model', 'named_net', 'n_parameters']
+           'GloroNet', 'fingerprint_of', 'check_low', 'Plain', 'stem_shape', 'NamedNet', 'LiResNet', 'ConvNet',
+           'ResNet', 'GloroConvNet', 'build_model', 'named_net', 'n_parameters']
 
 # %% ../nbs/07_model.ipynb #d43df775
-import contextlib, hashlib, math, re
+import copy, hashlib, math, re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,8 +23,8 @@ from .lipschitz import krylov_step, norm, power_estimate, power_residual, power_
 from .rounding import TINY, UNIT, Account, gamma, lengths_up, up
 from .bounds import Bound, PairBound, check_bound, pair_bound
 from .layers import Centre, Conv, Dense, Flatten, Head, Householder, LinearOperator, LinearResidual, LipschitzLayer
-from .layers import MinMax, NormalizedHead, Residual, check_shapes, pair_distances, roundings, summed
-from .declared import check_global_hooks, check_hooks, check_layer, check_protocol, layer_prints, tell, unchanged
+from .layers import MinMax, NormalizedHead, Residual, check_shapes, pair_distances, roundings, summed, whole_shape
+from .declared import asked, check_global_hooks, check_hooks, check_layer, check_protocol, layer_prints, tell, unchanged
 
 # %% ../nbs/07_model.ipynb #13992459
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class GloroNet(nn.Module):
             found = f"the head ({type(head).__name__}) has no rows() or no bias"
             raise InputError(f"{found}: wanted a linear head, such as liresnet_nb.layers.NormalizedHead")
         self.body, self.head = nn.Sequential(*layers), head
-        self.image_shape, self.n_classes = tuple(image_shape), len(head.rows())
+        self.image_shape, self.n_classes = whole_shape(image_shape, "image_shape"), len(head.rows())
 
     def forward(self,
         images:Tensor,      # [B,C,H,W], pixels in [0,1]
@@ -116,7 +116,11 @@ class GloroNet(nn.Module):
         return F.linear(self.body(images), self.head.rows(), self.head.bias)
 
     @property
-    def device(self): return next(self.parameters()).device
+    def device(self): return next((p.device for p in self.parameters()), torch.device("cpu"))
+    @property
+    def dtype(self):
+        "Of the weights."
+        return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
 
     def _stacks(self):
         "Linear operators of one shape together: they share one grouped convolution."
@@ -152,7 +156,7 @@ class GloroNet(nn.Module):
         power_steps:int=0,   # move the power vectors on first, with so many products
     )->Tensor:
         "The product of the layers' estimates, 0-d, differentiable: everything before the head."
-        known, total = self._known(power_steps), next(self.parameters()).new_ones(())
+        known, total = self._known(power_steps), torch.ones((), dtype=self.dtype, device=self.device)
         for layer in self.body: total = total*layer.lipschitz_est(known).to(total.dtype)   # a 1 on the CPU need not move
         return total
 
@@ -177,14 +181,15 @@ class GloroNet(nn.Module):
         "K_ji as a certificate needs it, proved for the weights of the moment."
         bar = tqdm(desc="proving", unit=" steps", disable=not progress, leave=False)
         with unchanged(self.prints, "proved") as prints, full_precision(), bar:
-            shapes, mode, layers, operators = self._shapes(), self._mode(), [], []
-            for k, shape in enumerate(shapes):
-                found, inside = self._prove_layer(k, shape, proof, claims, bar)
+            twin, layers, operators = self._twin(), [], []
+            for k, shape in enumerate(twin._shapes()):
+                found, inside = self._prove_layer(k, proof, claims, bar)
+                if not _is_proved(self.body[k]): twin._check_layer_from_below(k, shape, found[1])
                 layers.append(found); operators += inside
             rows, _ = self._head()
             proved = pair_bound(rows, layers, self.image_shape, fingerprint_of(prints), tuple(operators))
-            self._check_pairs(proved)
-        return replace(proved, mode=mode)
+            twin._check_pairs(proved)
+            return replace(proved, mode=twin._mode(proved))
 
     @torch.no_grad()
     def constants(self,
@@ -195,8 +200,8 @@ class GloroNet(nn.Module):
         kept = {op: op.power_vector.clone() for op in self.modules() if isinstance(op, LinearOperator)}
         try:
             self.power_step(steps)
-            known, residuals = self._known(), self.residuals()
-            lows = [_low(layer, shape) for layer, shape in zip(self.body, self._shapes())]
+            known, residuals, twin = self._known(), self.residuals(), self._twin()
+            lows = [_low(layer, shape) for layer, shape in zip(twin.body, twin._shapes())]
         finally:
             for op, v in kept.items(): op.power_vector.copy_(v)
         proved, rows = self.pair_bound() if proved is None else proved, []
@@ -221,7 +226,7 @@ def _check_layers(layers):
 
 def _check_class(model):
     "A subclass may say how a network is built; what it computes is said by `GloroNet`"
-    mro, free = type(model).__mro__, ("__init__", "__repr__", "extra_repr")
+    mro, free = type(model).__mro__, ("__init__", "__repr__", "__str__", "extra_repr", "train", "load_state_dict")
     for cls in mro[:mro.index(GloroNet)]:
         for k in vars(cls):
             computes = callable(usual := getattr(GloroNet, k, None)) or isinstance(usual, property)
@@ -244,31 +249,50 @@ def _check(self:GloroNet):
 def _head(self:GloroNet):
     "Rows and bias of the head, as applied"
     head = self.head
-    rows, bias = (head.applied() if hasattr(head, "applied") else dict(rows=head.rows(), bias=head.bias)).values()
+    try: found = asked("applied()", head.applied) if hasattr(head, "applied") else dict(rows=asked("rows()", head.rows), bias=head.bias)
+    except InputError as e: raise InputError(f"the head: {e}") from None
+    if not isinstance(found, dict) or set(found) != {"rows", "bias"} or not all(isinstance(t, Tensor) for t in found.values()):
+        raise InputError("the head: applied() wants to give rows and bias by name, tensors [m,D] and [m]")
+    rows, bias = found["rows"].detach(), found["bias"].detach()
     try: check_shapes(rows, bias, rows.shape[1:])
     except InputError as e: raise InputError(f"the head: {e}") from None
     if len(rows) != self.n_classes:
         raise InputError(f"the head has {len(rows)} rows for {self.n_classes} classes: wanted a row a class")
-    apart, size = (rows-head.rows()).abs().max(), rows.abs().max()
-    if apart > 1e-5*size: raise InputError(f"the head applies rows that differ from rows() by {apart:.3g}: wanted the same rows")
-    return rows.detach(), bias.detach()
+    for name, here, shown in (("rows()", rows, head.rows()), ("bias", bias, head.bias)):
+        apart, size = (here-shown).abs().max(), here.abs().max()
+        if apart > 64*torch.finfo(shown.dtype).eps*size:
+            raise InputError(f"the head applies numbers that differ from its {name} by {apart:.3g}: wanted the same")
+    return rows, bias
 
+@patch
+def _twin(self:GloroNet):
+    "A copy of the network, to try things on"
+    try: return copy.deepcopy(self)
+    except RuntimeError as e: raise InputError(f"the network cannot be copied ({e}): a layer keeps a tensor with a gradient; detach it") from None
+
+# %% ../nbs/07_model.ipynb #9b3d7c15
 @patch
 @torch.no_grad()
 def _shapes(self:GloroNet):
-    "The shape of what enters each layer; `InputError` where one does not fit the next"
-    x, shapes = torch.zeros(2, *self.image_shape).to(next(self.parameters())), []
+    "The shape of what enters each layer; `InputError` where one does not fit the next. Run on a copy."
+    x, shapes = torch.rand(2, *self.image_shape, generator=generator("shapes")).to(self.device, self.dtype), []
     for k, layer in enumerate(self.body):
+        where, given = f"layer {k} ({type(layer).__name__})", x.clone()
         shapes.append(tuple(x.shape[1:]))
-        where = f"layer {k} ({type(layer).__name__})"
-        try: out, plain = layer(x), layer.plain(x)
-        except (InputError, RuntimeError) as e: raise InputError(f"{where} does not fit what comes before: {e}") from None
-        if out.shape != plain.shape or len(out) != len(x):
-            raise InputError(f"{where} makes {tuple(out.shape)} of {tuple(x.shape)}, and its plain() {tuple(plain.shape)}: "
+        try: out, plain = asked("forward()", lambda: layer(x)), asked("plain()", lambda: layer.plain(_evaluable(given)))
+        except InputError as e: raise InputError(f"{where} does not fit what comes before: {e}") from None
+        if not all(isinstance(y, Tensor) for y in (out, plain)): raise InputError(f"{where} gives {type(out).__name__}: wanted a tensor")
+        if out.shape != plain.shape or out.ndim < 2 or len(out) != len(given):
+            raise InputError(f"{where} makes {tuple(out.shape)} of {tuple(given.shape)}, and its plain() {tuple(plain.shape)}: "
                              "wanted one output an input, of one shape")
+        if not torch.equal(x.nan_to_num(), given.nan_to_num()): raise InputError(f"{where} changes its input in place: wanted a new tensor")
         x = out
     self._check_features(x)
     return shapes
+
+def _evaluable(x):
+    "A copy of `x` in a precision that `plain` is evaluated in"
+    return x.clone() if x.dtype in UNIT else x.double()
 
 @patch
 def _check_features(self:GloroNet, x):
@@ -279,14 +303,14 @@ def _check_features(self:GloroNet, x):
 
 # %% ../nbs/07_model.ipynb #51eec406
 @patch
+@torch.no_grad()
 def prints(self:GloroNet)->dict:
     "SHA-256 of each part that decides the logits, by name: the images' shape, each layer, the head."
     self._check()
-    found = {"the images' shape": list(self.image_shape)}
-    found |= {f"layer {k} ({type(l).__name__})": p for k, (l, p) in enumerate(zip(self.body, layer_prints(self.body)))}
-    head = hashlib.sha256()
-    tell(head, list(self._head()), "the head")
-    return found | {"the head": head.hexdigest()}
+    with full_precision():
+        head = hashlib.sha256()
+        tell(head, list(self._head()), "the head")
+        return {"the images' shape": list(self.image_shape), **layer_prints(self.body), "the head": head.hexdigest()}
 
 def fingerprint_of(
     prints:dict,         # of each part
@@ -302,70 +326,98 @@ def fingerprint(self:GloroNet)->str:
     return fingerprint_of(self.prints())
 
 # %% ../nbs/07_model.ipynb #c4350c5d
-@contextlib.contextmanager
-def in_mode(
-    model:nn.Module,
-    training:bool,       # as in `train(training)`
-):
-    "Inside the block every module is in train() or eval(); afterwards each is as it was."
-    before = {m: m.training for m in model.modules()}
-    try: yield model.train(training)
-    finally:
-        for m, was in before.items(): m.training = was
+@patch
+def _room(self:GloroNet, run, proved, arithmetic):
+    "How far rounding may have moved the leads of an evaluation, [B,m]; infinite where that is not known"
+    if not all(_says_how_it_rounds(layer) for layer in self.body): return torch.full(run.logits.shape, 1e-6*run.lengths.max().item()+1e-6)
+    try: return self.rounding(run, proved, arithmetic=arithmetic).slack
+    except InputError: return torch.full(run.logits.shape, torch.inf)       # sums that may overflow; certify says so
 
 @patch
-def _mode(self:GloroNet):
-    "In which mode a proof holds, \"any\" or \"eval\"; `InputError` where answers differ otherwise"
+def _mode(self:GloroNet, proved):
+    "In which mode a proof holds, \"any\" or \"eval\"; `InputError` where answers differ otherwise. Run on a copy."
     images = torch.rand(2, *self.image_shape, dtype=torch.float64, generator=generator("answers"))
-    try: run = self.plain(images)
+    try: run, arithmetic = self.plain(images), "real"
     except RuntimeError:                               # a layer that takes no float64
-        images = images.to(next(self.parameters()).dtype)
+        images, arithmetic = images.float(), "float32"
         run = self.plain(images)
-    size = run.lengths.max()*self._head()[0].double().norm(dim=1).max().item()+run.logits.abs().max().item()
-    room = size*(1e-9 if images.dtype == torch.float64 else 1e-3)
-    def differs(images, logits): return ((self.plain(images).logits-logits).abs().max().item() > room)
-    if differs(images, run.logits): raise InputError("the network answers differently from call to call: model.eval() may help")
-    if differs(images[:1], run.logits[:1]): raise InputError("an image's answer depends on the others of its batch: model.eval() may help")
-    with in_mode(self, False): other = differs(images, run.logits)
-    if other: raise InputError("the network answers differently in train() and in eval(): call model.eval() first")
-    with in_mode(self, True): return "eval" if differs(images, run.logits) else "any"
+    pred, room = run.logits.argmax(1, keepdim=True).cpu(), 2*self._room(run, proved, arithmetic)
+    leads = lambda logits: logits.cpu().double().gather(1, pred[:len(logits)])-logits.cpu().double()
+    def differs(logits, room=room): return ((leads(logits)-leads(run.logits)[:len(logits)]).abs() > room[:len(logits)]).any().item()
+    if differs(self.plain(images).logits): raise InputError("the network answers differently from call to call: model.eval() may help")
+    if differs(self.plain(images[:1]).logits): raise InputError("an image's answer depends on the others of its batch: model.eval() may help")
+    if self.dtype in UNIT: self._check_forward(images, differs, proved)
+    self.train(False)
+    if differs(self.plain(images).logits): raise InputError("the network answers differently in train() and in eval(): call model.eval() first")
+    self.train(True)
+    return "eval" if differs(self.plain(images).logits) else "any"
+
+@patch
+def _check_forward(self:GloroNet, images, differs, proved):
+    "The network as it is called, gradients on, against the pass that is proved: they may differ by rounding, of other kernels too"
+    x = images.to(self.device, self.dtype)
+    try:
+        with torch.enable_grad(): logits = self(x).detach()
+    except RuntimeError as e: raise InputError(f"the network does not run on images of its own {self.dtype}: {e}") from None
+    arithmetic = "float32" if self.dtype == torch.float32 else "float64"
+    room = 64*self._room(self.plain(x), proved, arithmetic)+1e-6*logits.cpu().double().abs().max()
+    if differs(logits, room): raise InputError("the network answers otherwise than its plain(), which is what is proved: "
+                                               "a layer's plain() and forward() compute different things")
 
 # %% ../nbs/07_model.ipynb #147d0114
 @patch
-def _prove_layer(self:GloroNet, k, shape, proof, claims, bar):
+def _prove_layer(self:GloroNet, k, proof, claims, bar):
     "(name, Bound) of layer `k`, and of each operator inside"
     layer = self.body[k]
     try:
         inside = {f"{k}.{n}".rstrip("."): op for n, op in layer.named_modules() if isinstance(op, LinearOperator)}
-        known = {op: op.prove(*_asked(claims, name, proof), bar.update) for name, op in inside.items()}
-        bound = check_bound(layer.lipschitz_bound(known))
+        known = {op: asked("prove()", lambda: op.prove(*_claimed(claims, name, proof), bar.update)) for name, op in inside.items()}
+        bound = check_bound(asked("lipschitz_bound()", lambda: layer.lipschitz_bound(known)))
         bar.update()
-        check_low("this layer", _low(layer, shape), bound)
     except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
     return (f"{k} {type(layer).__name__}", bound), [(name, known[op]) for name, op in inside.items()]
 
-def _asked(claims, name, proof):
+def _claimed(claims, name, proof):
     "What `prove` is asked: a proof of its own choice, or the claim made for the operator called `name`"
     if claims is None: return proof, None
     if name not in claims: raise InputError(f"no constant is claimed for its operator {name}")
     how, value = claims[name]
     return ("auto" if how == "zero" else how), value
 
+def _is_proved(layer):
+    "Is the layer's constant proved by this package, with nothing of anybody else's between?"
+    if isinstance(layer, LinearOperator):
+        return type(layer).prove is LinearOperator.prove and type(layer).lipschitz_bound is LinearOperator.lipschitz_bound
+    return type(layer) in (Centre, Flatten, MinMax, Householder)
+
+# %% ../nbs/07_model.ipynb #5e1f0b7a
 def check_low(
     where:str,           # what is stretched, for the message
     low:float,           # by some pair of inputs; NaN: none is known
     bound:Bound,         # claimed to be never below
 ):
     "Raise `InputError` for a bound that a pair of inputs contradicts."
+    if not isinstance(low, (int, float)): raise InputError(f"lipschitz_low() of {where} gives {low!r}: wanted a number")
     if not low > bound.value: return
     raise InputError(f"{where} stretches a pair of inputs by {low:.9g}, more than its bound {bound.value:.9g} ({bound.proof}): "
                      "the bound is wrong; check lipschitz_bound()")
+
+@patch
+def _check_layer_from_below(self:GloroNet, k, shape, bound):
+    "A layer's bound against pairs of inputs; its operators look for theirs first"
+    layer = self.body[k]
+    try:
+        if isinstance(layer, LinearOperator):
+            kernel = layer.kernel().detach()[None]
+            layer.power_vector.copy_(power_step(kernel, layer.power_vector[None], layer.stride, layer.padding, steps=100)[0])
+        check_low("this layer", asked("lipschitz_low()", lambda: _low(layer, shape)), bound)
+    except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
 
 def _low(layer, shape):
     "The stretch of the best pair of inputs that a layer knows; else of random pairs, near and far"
     if hasattr(layer, "lipschitz_low"): return layer.lipschitz_low()
     device = next((p.device for p in layer.parameters()), "cpu")
-    x, move = torch.randn(2, 32, *shape, dtype=torch.float64, generator=generator("pairs")).to(device)
+    x, move = torch.randn(2, 16, *shape, dtype=torch.float64, generator=generator("pairs")).to(device)
     try: return max(_stretch(layer, x, x+share*move, shape) for share in (1e-3, 1.))
     except RuntimeError: return float("nan")        # a layer that takes no float64
 
@@ -374,7 +426,8 @@ def _stretch(layer, x, z, shape):
     far = lambda x, z: (x-z).flatten(1).norm(dim=1).cpu()
     slope, offset = _slope(layer, shape, torch.float64) if _says_how_it_rounds(layer) else (2.**-30, 0.)
     wrong = slope*(lengths_up(x)+lengths_up(z))+2*offset
-    return ((far(layer.plain(x), layer.plain(z))*(1-2**-40)-wrong)/(far(x, z)*(1+2**-40))).max().item()
+    moved = far(layer.plain(x.clone()), layer.plain(z.clone()))
+    return ((moved*(1-2**-40)-wrong)/(far(x, z)*(1+2**-40))).max().item()
 
 # %% ../nbs/07_model.ipynb #fbea883e
 ARITHMETIC = dict(real=torch.float64, float32=torch.float32, float64=torch.float64)   # what `plain` is evaluated in
@@ -395,13 +448,14 @@ def plain(self:GloroNet,
     "The named forward pass: each layer's `plain`, then the head."
     self._check()
     _check_precision(self, images.dtype)
-    x = images.cpu() if self.device.type == "mps" else images.to(self.device)
+    x = (images.cpu() if self.device.type == "mps" else images.to(self.device)).clone()
     with full_precision():
         lengths, shapes = [], []
         for k, layer in enumerate(self.body):
             lengths.append(lengths_up(x)); shapes.append(tuple(x.shape[1:]))
             try: x = layer.plain(x)
             except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
+            if x.dtype != images.dtype: raise InputError(f"layer {k} ({type(layer).__name__}) gives {x.dtype} for {images.dtype}: wanted the same")
         self._check_features(x)
         rows, bias = (t.to(x) for t in self._head())
         logits = summed(rows, x.T).T+bias
@@ -410,8 +464,10 @@ def plain(self:GloroNet,
 def _check_precision(model, dtype):
     "Weights keep every bit in the arithmetic of the evaluation; else it would run other numbers than were proved"
     if dtype not in UNIT: raise InputError(f"images are {dtype}: wanted float32 or float64")
-    for name, t in model.state_dict().items():
-        if t.is_floating_point() and torch.promote_types(t.dtype, dtype) != dtype and "power_vector" not in name:
+    vectors = {f"{n}.power_vector" for n, m in model.named_modules() if isinstance(m, LinearOperator)}
+    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers()), "the head's rows": model._head()[0]}
+    for name, t in numbers.items():
+        if t.is_floating_point() and torch.promote_types(t.dtype, dtype) != dtype and name not in vectors:
             raise InputError(f"{name} is {t.dtype} and would be rounded to {dtype}: convert the model, or claim 'real'")
 
 # %% ../nbs/07_model.ipynb #56ed8fde
@@ -423,6 +479,7 @@ class _Errors(NamedTuple):
     reach:float        # how far features move per unit of radius
 
 @patch
+@full_precision()
 def _errors(self:GloroNet, run, proved, dtype):
     "The account of the layers, one after the other"
     here = away = torch.zeros(len(run.lengths), dtype=torch.float64)
@@ -457,7 +514,7 @@ def _slope(layer, shape, dtype):
     if not _says_how_it_rounds(layer):
         raise InputError("it does not say how it rounds, so no logit of this network is certain: "
                          "give it rounding(), as liresnet_nb.layers.LipschitzLayer describes")
-    given = layer.rounding(shape, dtype)
+    given = asked("rounding()", lambda: layer.rounding(shape, dtype))
     try: slope, offset = exact = [Fraction(v) for v in given]
     except (TypeError, ValueError, OverflowError): exact = [Fraction(-1)]
     if min(exact) < 0: raise InputError(f"rounding() returned {given!r}: wanted slope and offset, finite numbers >= 0")
@@ -473,6 +530,8 @@ def rounding(self:GloroNet,
 )->Account:                  # slack [B,m] in logits, growth [B,m] in logits per unit pixel-l2
     "What rounding may take from the margins f_j − f_i: slack + growth·ε (after arXiv:2603.13334)."
     dtype, everywhere = ARITHMETIC[choose(arithmetic, ARITHMETIC, "arithmetic")], arithmetic != "real"
+    if run.logits.dtype != dtype:
+        raise InputError(f"the run was evaluated in {run.logits.dtype}, the account is for {arithmetic!r}, {dtype}: name its arithmetic, or run images.double()")
     pred = (run.logits.argmax(1) if pred is None else pred).cpu()
     e, last, more = self._errors(run, proved, dtype), run.lengths[:, -1], 1+2**-40
     rows, bias = (t.cpu().double() for t in self._head())
