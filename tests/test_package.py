@@ -1,6 +1,7 @@
 "The package as a whole: imports go one way, notebooks stay clean, nothing heavy is pulled in."
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -106,7 +107,8 @@ def test_flags_and_one_line_errors(capsys):
 def status(body):
     "Exit status and errors of a process whose command does `body`; of its output, one line is read."
     code = f"import argparse, sys, time\nfrom liresnet_nb.core import InputError, run_command\ndef go(args): {body}\nsys.exit(run_command(go, argparse.ArgumentParser('x'), []))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}        # so that something is left to write at exit
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
         p.stdout.readline()
         p.stdout.close()
         err = p.stderr.read()

@@ -364,6 +364,35 @@ def test_asking_leaves_no_trace_and_every_size_of_a_step_is_asked_for(monkeypatc
     assert torch.equal(weights(a.model), weights(b.model)) and torch.equal(stream, other) and not any(m._forward_hooks for m in a.model.modules())
 
 
+class Restless(LipschitzLayer):
+    "Draws and counts whenever it is called."
+    lipschitz_est, lipschitz_bound = Halve.lipschitz_est, Halve.lipschitz_bound
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+    def forward(self, x):
+        self.calls += 1
+        return x*(0.5+1e-9*torch.rand(()))
+
+
+def test_asking_moves_no_stream_and_no_buffer():
+    model = GloroNet([Centre(), Flatten(), Dense(4, 8), Restless(), MinMax()], NormalizedHead(8, 3), (1, 2, 2))
+    before, stream = weights(model).clone(), torch.get_rng_state()
+    found = precision.operators(model, torch.rand(2, 1, 2, 2, generator=torch.Generator()))
+    assert [op.name for op in found] == ["0 Centre", "1 Flatten", "2 Dense", "3 Restless", "4 MinMax", "head"]
+    assert not precision.wrong_operators(found, (5, 2)) and precision.deviations(found[2], 5)["forward"] > 0
+    assert torch.equal(weights(model), before) and torch.equal(torch.get_rng_state(), stream) and all(p.grad is None for p in model.parameters())
+
+
+def test_one_wrong_slice_of_many_is_seen():
+    right = precision.made((50, 1000, 2, 2), "right")
+    for where in ((7,), (slice(None), 7)): assert 1.5 < precision.deviation(negated(right, *where), right) < 2.01
+    assert precision.deviation(right*1.01, right) == pytest.approx(.01, rel=1e-3) and precision.deviation(right, right) == 0
+    assert precision.deviation(right*math.nan, right) == math.inf and precision.deviation(torch.ones(3), torch.zeros(3)) > 1e9
+    tiny = torch.cat([right, 1e-9*right[:1]])                      # a slice of nothing need not be right to the last digit
+    assert precision.deviation(torch.cat([right, -1e-9*right[:1]]), tiny) < 1e-6
+
+
 @pytest.mark.parametrize("n, batch, world", [(10, 4, 1), (8, 4, 1), (3, 4, 1), (10, 4, 3), (9, 4, 2), (1347, 673, 2)])
 def test_shares_of_a_step(n, batch, world):
     data = ImageSet(torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), 1.)
