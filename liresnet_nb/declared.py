@@ -71,6 +71,7 @@ def check_layer(
 ):
     "Raise `InputError` unless `layer` declares both of its constants, for the very computation it does."
     cls = type(layer)
+    check_hooks(f"layer {name}", layer)
     for method in ("lipschitz_est", "lipschitz_bound"):
         if getattr(cls, method, None) in (None, getattr(LipschitzLayer, method)):
             raise InputError(f"layer {name} ({cls.__name__}) has no known Lipschitz constant: "
@@ -83,7 +84,6 @@ def check_layer(
         declares = method == "lipschitz_bound" and not any(_written(layer, c) for c in said.__mro__ if c in _classes(layer))
         if not declares: raise InputError(f"layer {name} ({cls.__name__}) computes anew in {by.__name__}.{new}, but its "
                                           f"{method}() is that of {said.__name__}: give it its own")
-    check_hooks(f"layer {name}", layer)
 
 # %% ../nbs/06b_declared.ipynb #d838c348
 def _is_its_kernel(layer):
@@ -95,8 +95,8 @@ def settings_of(
 )->list[str]:
     "Names of the settings of a layer: those of its class and of all bases."
     said = [vars(c).get("settings", ()) for c in type(layer).__mro__]
-    odd = next((s for s in said if not isinstance(s, (tuple, list)) or not all(isinstance(k, str) for k in s)), None)
-    if odd is not None: raise InputError(f"settings {odd!r}: wanted a tuple of names")
+    odd = [s for s in said if not isinstance(s, (tuple, list)) or not all(isinstance(k, str) for k in s)]
+    if odd: raise InputError(f"settings {odd[0]!r}: wanted a tuple of names")
     return list(dict.fromkeys(k for s in said for k in s))
 
 def undeclared(

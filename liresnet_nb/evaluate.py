@@ -99,7 +99,7 @@ def _proved(model, pair_bound, prints, proof, progress=False):
 
 def _run(model, images, arithmetic):
     "The named forward pass, in the arithmetic of the claim; logits checked"
-    dtype, weights = ARITHMETIC[arithmetic], next(model.parameters()).dtype
+    dtype, weights = ARITHMETIC[arithmetic], model.dtype
     if arithmetic != "real" and weights != dtype:
         raise InputError(f"arithmetic is {arithmetic!r}, the model's weights are {weights}: "
                          "claim 'real', or convert the model")

@@ -188,8 +188,9 @@ class GloroNet(nn.Module):
                 layers.append(found); operators += inside
             rows, _ = self._head()
             proved = pair_bound(rows, layers, self.image_shape, fingerprint_of(prints), tuple(operators))
-            twin._check_pairs(proved)
-            return replace(proved, mode=twin._mode(proved))
+            mode = twin._mode(proved)
+            self._twin()._check_pairs(proved)
+        return replace(proved, mode=mode)
 
     @torch.no_grad()
     def constants(self,
@@ -251,11 +252,13 @@ def _head(self:GloroNet):
     head = self.head
     try: found = asked("applied()", head.applied) if hasattr(head, "applied") else dict(rows=asked("rows()", head.rows), bias=head.bias)
     except InputError as e: raise InputError(f"the head: {e}") from None
-    if not isinstance(found, dict) or set(found) != {"rows", "bias"} or not all(isinstance(t, Tensor) for t in found.values()):
+    named = isinstance(found, dict) and set(found) == {"rows", "bias"}
+    if not named or not isinstance(rows := found["rows"], Tensor) or rows.ndim != 2:
         raise InputError("the head: applied() wants to give rows and bias by name, tensors [m,D] and [m]")
-    rows, bias = found["rows"].detach(), found["bias"].detach()
+    bias = found["bias"]
     try: check_shapes(rows, bias, rows.shape[1:])
     except InputError as e: raise InputError(f"the head: {e}") from None
+    rows, bias = rows.detach(), bias.detach()
     if len(rows) != self.n_classes:
         raise InputError(f"the head has {len(rows)} rows for {self.n_classes} classes: wanted a row a class")
     for name, here, shown in (("rows()", rows, head.rows()), ("bias", bias, head.bias)):
@@ -374,7 +377,7 @@ def _prove_layer(self:GloroNet, k, proof, claims, bar):
         known = {op: asked("prove()", lambda: op.prove(*_claimed(claims, name, proof), bar.update)) for name, op in inside.items()}
         bound = check_bound(asked("lipschitz_bound()", lambda: layer.lipschitz_bound(known)))
         bar.update()
-    except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
+    except InputError as e: raise type(e)(f"layer {k} ({type(layer).__name__}): {e}") from None
     return (f"{k} {type(layer).__name__}", bound), [(name, known[op]) for name, op in inside.items()]
 
 def _claimed(claims, name, proof):
@@ -411,7 +414,7 @@ def _check_layer_from_below(self:GloroNet, k, shape, bound):
             kernel = layer.kernel().detach()[None]
             layer.power_vector.copy_(power_step(kernel, layer.power_vector[None], layer.stride, layer.padding, steps=100)[0])
         check_low("this layer", asked("lipschitz_low()", lambda: _low(layer, shape)), bound)
-    except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
+    except InputError as e: raise type(e)(f"layer {k} ({type(layer).__name__}): {e}") from None
 
 def _low(layer, shape):
     "The stretch of the best pair of inputs that a layer knows; else of random pairs, near and far"
@@ -454,7 +457,7 @@ def plain(self:GloroNet,
         for k, layer in enumerate(self.body):
             lengths.append(lengths_up(x)); shapes.append(tuple(x.shape[1:]))
             try: x = layer.plain(x)
-            except InputError as e: raise InputError(f"layer {k} ({type(layer).__name__}): {e}") from None
+            except InputError as e: raise type(e)(f"layer {k} ({type(layer).__name__}): {e}") from None
             if x.dtype != images.dtype: raise InputError(f"layer {k} ({type(layer).__name__}) gives {x.dtype} for {images.dtype}: wanted the same")
         self._check_features(x)
         rows, bias = (t.to(x) for t in self._head())

@@ -23,7 +23,7 @@ import liresnet_nb
 from .core import InputError, add_flags, atomic_path, check_epsilon, choose
 from .core import field_type, first_to_say, from_dict, full_precision, generator, has_bfloat16, pick_device
 from .core import plain_errors, processes, run_command, tensor_bytes, threads
-from .data import TASKS, Augment, ImageSet, StreamSet, Task, load_task
+from .data import TASKS, Augment, ImageSet, StreamSet, Task, drawing_of, load_task
 from .losses import LOSSES, get_loss
 from .margins import runner_up, threatening_class, vra_estimate
 from .model import KINDS, GloroNet, ModelConfig, build_model, named_net, parse_name
@@ -287,8 +287,7 @@ def load_run(
 def _completed(fields):
     "The fields of a config as it was written, with those that came later"
     usual = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in KINDS}
-    drawn = dict(drawing=1) if fields.get("task") == "glyphs" else {}
-    return {**usual, **drawn, **fields}
+    return {**usual, "drawing": drawing_of(fields.get("task"), fields.get("drawing")), **fields}
 
 # %% ../nbs/10_train.ipynb #6a032873
 # what may differ between a run and its resumption (data have a fingerprint); so may the number of processes
@@ -602,7 +601,7 @@ def _settings(task, model, config, fields):
 
 def _drawn(config, task):
     "The config with the task's drawing; another one that was asked for is refused"
-    drawing = getattr(task, "drawing", None)
+    drawing = task.drawing
     if config.drawing not in (None, drawing):
         raise InputError(f"drawing is {config.drawing}, the images of this task are {drawing or 'not drawn'}: wanted the same")
     return replace(config, drawing=drawing)
