@@ -759,6 +759,7 @@ def run_bench(
         print(f"\nwritten to {args.out}")
     return report
 
+# %% ../nbs/19c_bench.ipynb #c32c77f4
 def _measured(args, asked, device):
     "All tables that were asked for, with what the machine is"
     net = {k: v for k, v in asked.items() if k != "rounds"}
@@ -811,6 +812,7 @@ def _measure(setup, few, rounds, report):
     _tell(report, "phases", f"the library's step, {dtype}", parts.rename_axis("phase").reset_index(),
           _told(shown, ms="{:.1f}", percent="{:.1f}"))
 
+# %% ../nbs/19c_bench.ipynb #52c67173
 def _measure_more(args, setup, asked, report):
     "What takes minutes: levers, growth, accuracy"
     device = setup.images.device

@@ -291,7 +291,7 @@ def _completed(fields):
 
 # %% ../nbs/10_train.ipynb #6a032873
 # what may differ between a run and its resumption (data have a fingerprint); so may the number of processes
-FREE = ("device", "save_seconds", "data_dir", "workers", "skip_corrupt")
+FREE = ("device", "save_seconds", "data_dir", "workers", "skip_corrupt", "threads")
 
 def open_run(
     folder:Path,          # where the run is to lie
@@ -312,8 +312,8 @@ def open_run(
         raise InputError(f"{folder} is not empty and holds no run: choose another folder")
     else: return None, None
     here, there = asdict(config), _completed(there)
-    if there.get("threads") is None: there["threads"] = here["threads"]     # nobody had to choose
     other = [k for k in here if k not in FREE and there.get(k) != here[k]]
+    if there.get("threads") not in (None, here["threads"]): other.append("threads")     # free at first, then kept
     if other:
         differences = "; ".join(f"{k} is {there.get(k)!r} there and {here[k]!r} here" for k in other)
         raise InputError(f"{folder} holds a different run ({differences}): choose another folder, or delete it")
