@@ -30,7 +30,7 @@ from .data import DRAWING, DRAWN, TASKS, data_home, drawing_of, load_task, tell_
 from .layers import LinearOperator
 from .losses import get_loss
 from .model import build_model, n_parameters
-from .train import FREE, TrainConfig, check_config, fit, train_step
+from .train import FREE, PRESETS, TrainConfig, check_config, fit, train_step
 from .evaluate import evaluate, wilson
 from .attack import audit
 from .figures import PALETTE, styled
@@ -403,6 +403,7 @@ def _about(grid, cell): return dict(grid=grid.name, scale=grid.scale, version=gr
 def _measured(grid, cell, home, device, data_dir, on_epoch):
     "The numbers of a cell"
     clock, config = _Clock(home/"clock.json"), replace(cell.config(data_dir), device=device)
+    config = replace(config, threads=config.threads or PRESETS.get(config.task, {}).get("threads"))     # small sets: one
     def epoch(run):
         clock.tick()
         if on_epoch: on_epoch(cell.folder, len(run.history))

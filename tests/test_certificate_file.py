@@ -99,7 +99,7 @@ FALSE = dict(      # understood, and does not hold: status 1
     extra=(lambda said: said["operators"].append(dict(operator="99", bound=1e-9, proof="explicit")), "operators says"), order=(swapped("operators"), "operators says"),
     many=(lambda said: said["operators"].extend(dict(operator=f"9.{k}", bound=1, proof="tight") for k in range(5000)), "operators says 5004 entries, found 4 entries"),
     missing=(lambda said: said["operators"].pop(), "operators says 3 entries, found 4"), renamed=(put("5.0", "operators", 2, "operator"), "operators says '5.0', found '5'"),
-    layer=(put(1e-9, "layers", 1, "bound"), "layers says"), layer_name=(put("1 Dense", "layers", 1, "layer"), "layers says"), fewer_layers=(lambda said: said["layers"].pop(), "layers says 9 entries"),
+    layer=(put(1e-9, "layers", 1, "bound"), "layers says"), layer_name=(put(77, "layers", 1, "layer"), "layers says"), fewer_layers=(lambda said: said["layers"].pop(), "layers says 9 entries"),
     sub_lipschitz=(put(lambda b: b*(1-1e-12), "sub_lipschitz"), "sub_lipschitz says"), clean=(put(1, "clean_accuracy"), "clean_accuracy says 1, found 0.9"),
     vra=(put(1., "results", 1, "vra"), "results says"), certified=(put(450, "results", 1, "certified"), "results says"), elsewhere=(put(.2, "results", 1, "epsilon"), "results says"),
     claim=(put("every attack whatsoever fails", "claim"), "claim says"), stronger=(put("float32", "arithmetic"), "row 0 says"), precise=(put("float64", "arithmetic"), "the weights are torch.float32"),
@@ -137,7 +137,7 @@ STRANGE = dict(    # not understood: status 2
     negative=(put(-1., "operators", 2, "bound"), r"operators\[2\].bound is -1.0"), minus_zero=(put(-0., "operators", 2, "bound"), r"operators\[2\].bound is -0.0"),
     absurd=(put(1e308, "operators", 2, "bound"), "claimed to be 1e.308"), digits=(put(10**400, "operators", 2, "bound"), r"operators\[2\].bound"),
     guess=(put("guess", "operators", 1, "proof"), "'guess': this version knows explicit, symbol, tight, zero"), auto=(put("auto", "operators", 1, "proof"), "'auto': this version knows"),
-    listed=(put(["explicit"], "operators", 1, "proof"), r"operators\[1\].proof"), twice=(twice("operators", bound=1e-9), "operators has the operator '1' twice"), layers=(twice("layers"), "layers has the layer '0 Centre' twice"),
+    listed=(put(["explicit"], "operators", 1, "proof"), r"operators\[1\].proof"), twice=(twice("operators", bound=1e-9), "operators has the operator '1' twice"), layers=(twice("layers"), "layers has the layer 0 twice"),
     epsilon_twice=(twice("results"), "results has the epsilon 0.1 twice"), int_twice=(lambda said: said["results"].extend([dict(epsilon=e, certified=0, vra=0.) for e in (1, 1.)]), "epsilon 1 twice"),
     epsilon_negative=(put(-.1, "results", 0, "epsilon"), r"results\[0\].epsilon"), epsilon_word=(put("0.1", "results", 0, "epsilon"), r"results\[0\].epsilon"),
     none=(put([], "results"), "0 radii"), radii=(put([dict(epsilon=e, certified=0, vra=0.) for e in range(2000)], "results"), "2000 radii: wanted 1 to 1000"),
@@ -436,11 +436,11 @@ def test_an_error_of_ours_never_looks_like_not_valid(honest, capsys, monkeypatch
 
 
 def test_nobody_has_to_read_the_answer(honest):
-    "The status is the verdict even where the line went nowhere."
+    "A broken pipe is never 1: it has the status that a shell gives it."
     reading, writing = os.pipe()
     os.close(reading)
     words = [sys.executable, "-m", "liresnet_nb.certificate", "--check", honest/"c.json", "--run", SMALL, "--device", "cpu"]
-    assert subprocess.run(words, stdout=writing, stderr=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run(words, stdout=writing, stderr=subprocess.DEVNULL).returncode == 141
     os.close(writing)
 
 
