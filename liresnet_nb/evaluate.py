@@ -17,7 +17,7 @@ import torch.distributed as dist
 from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, check_whole, choose, processes
+from .core import InputError, atomic_path, check_epsilon, check_images, check_labels, check_whole, choose, processes, threads
 from .data import ImageSet, Task, data_home
 from .rounding import gamma
 from .bounds import PairBound, seal_of
@@ -223,7 +223,7 @@ def evaluate(
     if epsilons is None or isinstance(epsilons, (str, int, float)): epsilons = [config.epsilon if epsilons is None else epsilons]
     epsilons = tuple(check_epsilon(e, zero=True) for e in epsilons)
     choose(arithmetic, ARITHMETIC, "arithmetic")
-    with processes(model.device) as (rank, world, device):
+    with threads(config.threads), processes(model.device) as (rank, world, device):
         model = model.to(device)
         with unchanged(model.prints, "evaluated") as prints:
             return _evaluate(model, task.test, epsilons, batch, progress and rank == 0, arithmetic,

@@ -52,7 +52,7 @@ class LipschitzLayer(nn.Module):
         return {k: getattr(self, k) for k in own_tensors(self)}
 
 def own_tensors(
-    module:nn.Module,
+    module:nn.Module,    # a layer
 )->list[str]:
     "Names of a module's own parameters and buffers, parametrised ones too."
     names = [k for k, t in {**module._parameters, **module._buffers}.items() if t is not None]
@@ -64,7 +64,10 @@ class OneLipschitz(LipschitzLayer):
     def lipschitz_est(self, known): return torch.ones(())
     def lipschitz_bound(self, known): return ONE
 
-def only_moves(self, shape, dtype):
+def only_moves(self,
+    shape:tuple,       # of one input
+    dtype,             # that `plain` is computed in
+)->tuple:              # slope, offset
     "The rounding of a layer that moves numbers about and makes none: a subnormal one may become 0."
     return 0, math.prod(shape)*TINY[dtype]
 

@@ -510,7 +510,7 @@ def test_a_run_from_before_there_were_threads_goes_on_with_any_number(tmp_path):
 
 def test_a_run_keeps_the_drawing_of_its_images(tmp_path, monkeypatch):
     config, drawn = make_config("glyphs", model="L1W8", epsilon=.5), SimpleNamespace(drawing=2)
-    assert train._drawn(config, drawn).drawing == 2 and train._drawn(config, SimpleNamespace()).drawing is None
+    assert train._drawn(config, drawn).drawing == 2 and train._drawn(config, SimpleNamespace(drawing=None)).drawing is None
     with pytest.raises(InputError, match="drawing is 1, the images of this task are 2"): train._drawn(dataclasses.replace(config, drawing=1), drawn)
     given = []
     monkeypatch.setattr(train, "load_task", lambda *a, **k: given.append(k))
