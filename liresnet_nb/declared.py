@@ -18,10 +18,10 @@ from .layers import Centre, Flatten, Householder, LinearOperator, LipschitzLayer
 # %% ../nbs/06b_declared.ipynb #63683540
 def check_hooks(
     name:str,              # what it is, for the message
-    module,                # of torch
+    modules,               # of torch, each looked at by itself
 ):
-    "Raise `InputError` for a module whose call does more than its class says: hooks, or a method of its own."
-    for inside in getattr(module, "modules", lambda: [module])():
+    "Raise `InputError` for modules whose call does more than their class says: hooks, or a method of their own."
+    for inside in modules:
         where = f"{name} ({type(inside).__name__})"
         remedy = "which no constant covers: remove it, or write a layer that declares its constants"
         if any(getattr(inside, hooks, None) for hooks in ("_forward_hooks", "_forward_pre_hooks")):
@@ -71,7 +71,7 @@ def check_layer(
 ):
     "Raise `InputError` unless `layer` declares both of its constants, for the very computation it does."
     cls = type(layer)
-    check_hooks(f"layer {name}", layer)
+    check_hooks(f"layer {name}", layer.modules())
     for method in ("lipschitz_est", "lipschitz_bound"):
         if getattr(cls, method, None) in (None, getattr(LipschitzLayer, method)):
             raise InputError(f"layer {name} ({cls.__name__}) has no known Lipschitz constant: "

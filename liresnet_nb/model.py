@@ -221,9 +221,8 @@ class GloroNet(nn.Module):
 def _check_layers(layers):
     "Every layer, and every layer inside of one"
     for k, layer in enumerate(layers):
-        check_layer(str(k), layer)
         for name, inside in layer.named_modules():
-            if isinstance(inside, LipschitzLayer): check_layer(f"{k}.{name}".rstrip("."), inside)
+            if inside is layer or isinstance(inside, LipschitzLayer): check_layer(f"{k}.{name}".rstrip("."), inside)
 
 def _check_class(model):
     "A subclass may say how a network is built; what it computes is said by `GloroNet`"
@@ -242,7 +241,8 @@ def _check(self:GloroNet):
         raise InputError(f"the body is a {type(self.body).__name__}, which may run its layers as it likes: wanted nn.Sequential")
     _check_layers(self.body)
     for k, layer in enumerate(self.body): check_protocol(f"layer {k} ({type(layer).__name__})", layer)
-    for name, module in (("the network", self), ("the head", self.head)): check_hooks(name, module)
+    head = getattr(self.head, "modules", lambda: [self.head])()
+    for name, modules in (("the network", [self]), ("the body", [self.body]), ("the head", head)): check_hooks(name, modules)
     check_global_hooks()
 
 # %% ../nbs/07_model.ipynb #c2b18ba5
@@ -290,17 +290,16 @@ def _shapes(self:GloroNet):
                              "wanted one output an input, of one shape")
         if not torch.equal(x.nan_to_num(), given.nan_to_num()): raise InputError(f"{where} changes its input in place: wanted a new tensor")
         x = out
-    self._check_features(x)
+    _check_features(x, self._head()[0])
     return shapes
 
 def _evaluable(x):
     "A copy of `x` in a precision that `plain` is evaluated in"
     return x.clone() if x.dtype in UNIT else x.double()
 
-@patch
-def _check_features(self:GloroNet, x):
+def _check_features(x, rows):
     "What enters the head has the length of its rows"
-    wanted = self._head()[0].shape[1]
+    wanted = rows.shape[1]
     if x.ndim != 2 or x.shape[1] != wanted:
         raise InputError(f"the layers end in {tuple(x.shape[1:])}, the head wants ({wanted},): wanted the same")
 
@@ -450,7 +449,8 @@ def plain(self:GloroNet,
 )->Plain:
     "The named forward pass: each layer's `plain`, then the head."
     self._check()
-    _check_precision(self, images.dtype)
+    rows, bias = self._head()
+    _check_precision(self, images.dtype, rows)
     x = (images.cpu() if self.device.type == "mps" else images.to(self.device)).clone()
     with full_precision():
         lengths, shapes = [], []
@@ -459,16 +459,15 @@ def plain(self:GloroNet,
             try: x = layer.plain(x)
             except InputError as e: raise type(e)(f"layer {k} ({type(layer).__name__}): {e}") from None
             if x.dtype != images.dtype: raise InputError(f"layer {k} ({type(layer).__name__}) gives {x.dtype} for {images.dtype}: wanted the same")
-        self._check_features(x)
-        rows, bias = (t.to(x) for t in self._head())
-        logits = summed(rows, x.T).T+bias
+        _check_features(x, rows)
+        logits = summed(rows.to(x), x.T).T+bias.to(x)
     return Plain(logits, x.cpu(), torch.stack([*lengths, lengths_up(x)], 1), tuple(shapes))
 
-def _check_precision(model, dtype):
+def _check_precision(model, dtype, rows):
     "Weights keep every bit in the arithmetic of the evaluation; else it would run other numbers than were proved"
     if dtype not in UNIT: raise InputError(f"images are {dtype}: wanted float32 or float64")
     vectors = {f"{n}.power_vector" for n, m in model.named_modules() if isinstance(m, LinearOperator)}
-    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers()), "the head's rows": model._head()[0]}
+    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers()), "the head's rows": rows}
     for name, t in numbers.items():
         if t.is_floating_point() and torch.promote_types(t.dtype, dtype) != dtype and name not in vectors:
             raise InputError(f"{name} is {t.dtype} and would be rounded to {dtype}: convert the model, or claim 'real'")
