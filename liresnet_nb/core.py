@@ -258,7 +258,7 @@ def tensor_bytes(
     x:Tensor,            # any shape, dtype and device
 ):                       # its numbers as bytes, a numpy array: what hashes are made of
     "The memory of a tensor."
-    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return x.detach().resolve_neg().resolve_conj().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 # %% ../nbs/00_core.ipynb #3d7c3f21
 def from_dict(

@@ -19,6 +19,7 @@ from .layers import Centre, Flatten, Householder, LinearOperator, LipschitzLayer
 def check_hooks(
     name:str,              # what it is, for the message
     modules,               # of torch, each looked at by itself
+    whole:bool=False,      # is it a whole network? it may be compiled: what is proved is its plain()
 ):
     "Raise `InputError` for modules whose call does more than their class says: hooks, or a method of their own."
     for inside in modules:
@@ -26,6 +27,8 @@ def check_hooks(
         remedy = "which no constant covers: remove it, or write a layer that declares its constants"
         if any(getattr(inside, hooks, None) for hooks in ("_forward_hooks", "_forward_pre_hooks")):
             raise InputError(f"{where} has a hook, {remedy}")
+        if not whole and vars(inside).get("_compiled_call_impl"):
+            raise InputError(f"{where} is compiled by itself, {remedy} (model.compile() compiles the whole)")
         own = next((k for k in vars(inside) if k not in _TORCH and callable(getattr(type(inside), k, None))), None)
         if own: raise InputError(f"{where} has a {own} set from outside, {remedy}")
         call = next((k for k in _CALLS if getattr(type(inside), k) is not getattr(nn.Module, k)), None)
@@ -43,6 +46,9 @@ def check_global_hooks():
 
 # %% ../nbs/06b_declared.ipynb #c4cbe390
 _WORDS = {"lipschitz_est", "lipschitz_bound", "lipschitz_low", "rounding", "extra_repr"}      # about a layer: they compute nothing
+_PYTHON = {*dir(nn.Module), "__annotations__", "__slots__", "__firstlineno__", "__static_attributes__", "__orig_bases__",
+           "__parameters__", "__type_params__", "__annotate_func__", "__annotations_cache__", "__deepcopy__"}-{
+           k for k in dir(nn.Module) if not k.startswith("__")}                    # names that Python or torch give every class
 _CODE = types.FunctionType, classmethod, staticmethod, property
 
 def _classes(layer):
@@ -55,14 +61,16 @@ def _definer(layer, name):
     return next((c for c in type(layer).__mro__ if name in vars(c)), None)
 
 def _written(layer, cls):
-    "Names of the functions that a class writes and that may decide what `layer` computes"
-    free = _WORDS | {"kernel", "prove"} if isinstance(layer, LinearOperator) and cls is not LinearOperator else _WORDS
-    return [k for k, v in vars(cls).items() if isinstance(v, _CODE) and not k.startswith("__") and k not in free]
+    "Names of what a class writes and that may decide what `layer` computes: functions, and whatever stands in place of one"
+    free = _WORDS | _PYTHON | ({"kernel", "prove"} if isinstance(layer, LinearOperator) and cls is not LinearOperator else set())
+    code = lambda k, v: isinstance(v, _CODE) or callable(getattr(LinearOperator, k, None))
+    return [k for k, v in vars(cls).items() if k not in free and code(k, v)]
 
-def _written_below(layer, said):
-    "(class, function) of the first that is written below the class `said`; or None"
-    below = (c for c in _classes(layer) if c is not said and issubclass(c, said))
-    return next(((c, k) for c in below for k in _written(layer, c)), None)
+def _written_below(layer, said, only=None):
+    "(class, function) of the first that comes before the class `said`, mixins too; or None"
+    mro = type(layer).__mro__
+    below = (c for c in _classes(layer) if mro.index(c) < mro.index(said))
+    return next(((c, k) for c in below for k in _written(layer, c) if only in (None, k)), None)
 
 # %% ../nbs/06b_declared.ipynb #6b0d51aa
 def check_layer(
@@ -79,8 +87,8 @@ def check_layer(
     for method in ("lipschitz_bound", "rounding", "plain"):
         said = _definer(layer, method)
         if said in (None, LipschitzLayer): continue
-        by, new = _written_below(layer, said) or (None, None)
-        if by is None or (method == "plain" and new != "forward"): continue
+        by, new = _written_below(layer, said, "forward" if method == "plain" else None) or (None, None)
+        if by is None: continue
         declares = method == "lipschitz_bound" and not any(_written(layer, c) for c in said.__mro__ if c in _classes(layer))
         if not declares: raise InputError(f"layer {name} ({cls.__name__}) computes anew in {by.__name__}.{new}, but its "
                                           f"{method}() is that of {said.__name__}: give it its own")
@@ -106,7 +114,7 @@ def undeclared(
     "Names of what a layer keeps and does not declare."
     if _is_its_kernel(layer): return []
     of_classes = [k for c in _classes(layer) for k, v in vars(c).items()
-                  if not (isinstance(v, _CODE) or k.startswith("__") or k in ("kind", "settings"))]
+                  if not (isinstance(v, _CODE) or k in _PYTHON or k in ("kind", "settings"))]
     names = [k for k in vars(layer) if k not in _TORCH]+of_classes+own_tensors(layer)
     known = {*settings_of(layer), *applied, *(("power_vector",) if isinstance(layer, LinearOperator) else ())}
     return [k for k in dict.fromkeys(names) if k not in known]
@@ -137,13 +145,15 @@ def declaration(
     _check_kind(where, layer, kinds)
     try: names, applied = settings_of(layer), _numbers(layer)
     except InputError as e: raise InputError(f"{where}: {e}") from None
-    missing = next((k for k in names if not hasattr(layer, k)), None)
+    missing = next((k for k in names if k not in vars(layer) and not hasattr(type(layer), k) and k not in applied), None)
     if missing: raise InputError(f"{where} declares a setting {missing!r} that it does not have")
     hidden = undeclared(layer, applied)
     if hidden: raise InputError(f"{where} keeps {hidden[0]!r} without declaring it, so nobody can tell what was proved: "
                                 "name it in the class's settings, make it a parameter or buffer, or remove it")
-    inside = {k: m if m is None else declaration(f"{where[:-1]}, {k} {type(m).__name__})", m, kinds) for k, m in _parts(layer)}
-    return Declaration(layer.kind, {k: getattr(layer, k) for k in names}, applied, inside)
+    inside = {k: m if m is None else declaration(f"{where[:-1]}, {k} {type(m).__name__})", m, kinds) for k, m in _parts(where, layer)}
+    try: settings = {k: asked(f"setting {k!r}", lambda: getattr(layer, k)) for k in names}
+    except InputError as e: raise InputError(f"{where}: {e}") from None
+    return Declaration(layer.kind, settings, applied, inside)
 
 # %% ../nbs/06b_declared.ipynb #7d8a1c02
 def asked(
@@ -161,13 +171,16 @@ def _numbers(layer):
     if isinstance(found, dict) and all(isinstance(t, Tensor) for t in found.values()): return found
     raise InputError(f"applied() gives {found if found is None else type(found).__name__}: wanted tensors by name")
 
-def _parts(layer, front=""):
+def _parts(where, layer, front=""):
     "(name, module) of what stands inside, shared modules each time; containers of torch are looked into"
     if _is_its_kernel(layer): return
     for k, m in layer._modules.items():
-        if k == "parametrizations": continue
-        if type(m) in (nn.Sequential, nn.ModuleList, nn.ModuleDict): yield from _parts(m, f"{front}{k}.")
-        else: yield f"{front}{k}", m
+        if k == "parametrizations" and is_parametrized(layer): continue
+        if type(m) not in (nn.Sequential, nn.ModuleList, nn.ModuleDict): yield f"{front}{k}", m
+        else:
+            kept = [a for a in vars(m) if a not in _TORCH]+own_tensors(m)
+            if kept: raise InputError(f"{where} keeps {kept[0]!r} in its container {k}, where nobody looks: declare it on the layer")
+            yield from _parts(where, m, f"{front}{k}.")
 
 # %% ../nbs/06b_declared.ipynb #67629044
 OWN_KINDS = {cls.kind: cls for cls in (Centre, Flatten, MinMax, Householder, LinearOperator, Residual)}

@@ -114,7 +114,7 @@ def _rows(model, run, proved, arithmetic):
     "A row an image: prediction, margin over the runner-up, certified radius"
     logits = run.logits.cpu().double()
     top = logits.topk(2, 1)
-    radius = certified_radius(logits, proved, model.rounding(run, proved, arithmetic=arithmetic))
+    radius = certified_radius(logits, proved, model._account(run, proved, run.logits.argmax(1), arithmetic))
     if arithmetic != "real":     # a claim about pixels in [0,1]: no two such images lie farther apart than this
         radius = torch.where(radius > math.prod(model.image_shape)**.5, torch.inf, radius)
     return dict(pred=logits.argmax(1), margin=top.values[:, 0]-top.values[:, 1], radius=radius)

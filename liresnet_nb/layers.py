@@ -46,7 +46,7 @@ class LipschitzLayer(nn.Module):
         x:Tensor,         # what the layer before gave, [B,...]
     )->Tensor:
         "The forward pass that `rounding` speaks of, in the dtype of `x`."
-        return self(x)
+        return self.forward(x)
     def applied(self)->dict:
         "Its numbers as applied, by name: parameters and buffers, after any parametrisation."
         return {k: getattr(self, k) for k in own_tensors(self)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from .core import InputError, check_epsilon
 from .rounding import Account, check_account
-from .bounds import PairBound
+from .bounds import PairBound, seal_of
 
 # %% ../nbs/08_margins.ipynb #8369c4fe
 def check_logits(
@@ -40,6 +40,7 @@ def _matrix(pair_bound, logits):
     if not isinstance(pair_bound, PairBound):
         found = f"not a {type(pair_bound).__name__}: an estimate of the constants proves nothing"
         raise InputError(f"a certificate needs a PairBound (model.pair_bound()), {found}")
+    if pair_bound.seal != seal_of(pair_bound): raise InputError("the constants were changed after they were proved: prove them anew")
     m, proved = logits.shape[1], len(pair_bound.matrix)
     if proved != m: raise InputError(f"logits have {m} classes, the proved constants {proved}")
     return pair_bound.matrix

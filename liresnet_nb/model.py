@@ -189,6 +189,7 @@ class GloroNet(nn.Module):
             rows, _ = self._head()
             proved = pair_bound(rows, layers, self.image_shape, fingerprint_of(prints), tuple(operators))
             mode = twin._mode(proved)
+            self._check_forward(proved)
             self._twin()._check_pairs(proved)
         return replace(proved, mode=mode)
 
@@ -242,7 +243,7 @@ def _check(self:GloroNet):
     _check_layers(self.body)
     for k, layer in enumerate(self.body): check_protocol(f"layer {k} ({type(layer).__name__})", layer)
     head = getattr(self.head, "modules", lambda: [self.head])()
-    for name, modules in (("the network", [self]), ("the body", [self.body]), ("the head", head)): check_hooks(name, modules)
+    for name, modules in (("the network", [self]), ("the body", [self.body]), ("the head", head)): check_hooks(name, modules, whole=modules == [self])
     check_global_hooks()
 
 # %% ../nbs/07_model.ipynb #c2b18ba5
@@ -250,7 +251,7 @@ def _check(self:GloroNet):
 def _head(self:GloroNet):
     "Rows and bias of the head, as applied"
     head = self.head
-    try: found = asked("applied()", head.applied) if hasattr(head, "applied") else dict(rows=asked("rows()", head.rows), bias=head.bias)
+    try: found = asked("applied()", head.applied) if hasattr(head, "applied") else dict(rows=asked("rows()", lambda: head.rows()), bias=head.bias)
     except InputError as e: raise InputError(f"the head: {e}") from None
     named = isinstance(found, dict) and set(found) == {"rows", "bias"}
     if not named or not isinstance(rows := found["rows"], Tensor) or rows.ndim != 2:
@@ -261,7 +262,8 @@ def _head(self:GloroNet):
     rows, bias = rows.detach(), bias.detach()
     if len(rows) != self.n_classes:
         raise InputError(f"the head has {len(rows)} rows for {self.n_classes} classes: wanted a row a class")
-    for name, here, shown in (("rows()", rows, head.rows()), ("bias", bias, head.bias)):
+    for name, here, shown in (("rows()", rows, asked("rows()", lambda: head.rows())), ("bias", bias, head.bias)):
+        if here.shape != shown.shape: raise InputError(f"the head applies {list(here.shape)} and shows {list(shown.shape)} as its {name}: wanted the same")
         apart, size = (here-shown).abs().max(), here.abs().max()
         if apart > 64*torch.finfo(shown.dtype).eps*size:
             raise InputError(f"the head applies numbers that differ from its {name} by {apart:.3g}: wanted the same")
@@ -289,9 +291,16 @@ def _shapes(self:GloroNet):
             raise InputError(f"{where} makes {tuple(out.shape)} of {tuple(given.shape)}, and its plain() {tuple(plain.shape)}: "
                              "wanted one output an input, of one shape")
         if not torch.equal(x.nan_to_num(), given.nan_to_num()): raise InputError(f"{where} changes its input in place: wanted a new tensor")
+        if x.dtype in UNIT and not _is_proved(layer): _check_same(where, given, out, plain)
         x = out
     _check_features(x, self._head()[0])
     return shapes
+
+def _check_same(where, x, out, plain):
+    "forward() and plain() of somebody's layer give the same, up to what other kernels may round"
+    far, size = (out-plain).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1)+out.flatten(1).norm(dim=1)
+    if not (~size.isfinite() | (far <= 1e-3*size)).all():
+        raise InputError(f"{where} gives in forward() what lies {far.max():.3g} from its plain(): the network would answer otherwise than its plain()")
 
 def _evaluable(x):
     "A copy of `x` in a precision that `plain` is evaluated in"
@@ -332,7 +341,7 @@ def fingerprint(self:GloroNet)->str:
 def _room(self:GloroNet, run, proved, arithmetic):
     "How far rounding may have moved the leads of an evaluation, [B,m]; infinite where that is not known"
     if not all(_says_how_it_rounds(layer) for layer in self.body): return torch.full(run.logits.shape, 1e-6*run.lengths.max().item()+1e-6)
-    try: return self.rounding(run, proved, arithmetic=arithmetic).slack
+    try: return self._account(run, proved, run.logits.argmax(1), arithmetic).slack
     except InputError: return torch.full(run.logits.shape, torch.inf)       # sums that may overflow; certify says so
 
 @patch
@@ -345,26 +354,33 @@ def _mode(self:GloroNet, proved):
         run = self.plain(images)
     pred, room = run.logits.argmax(1, keepdim=True).cpu(), 2*self._room(run, proved, arithmetic)
     leads = lambda logits: logits.cpu().double().gather(1, pred[:len(logits)])-logits.cpu().double()
-    def differs(logits, room=room): return ((leads(logits)-leads(run.logits)[:len(logits)]).abs() > room[:len(logits)]).any().item()
+    differs = lambda logits: _apart(leads(logits), leads(run.logits)[:len(logits)], room[:len(logits)])
     if differs(self.plain(images).logits): raise InputError("the network answers differently from call to call: model.eval() may help")
     if differs(self.plain(images[:1]).logits): raise InputError("an image's answer depends on the others of its batch: model.eval() may help")
-    if self.dtype in UNIT: self._check_forward(images, differs, proved)
     self.train(False)
     if differs(self.plain(images).logits): raise InputError("the network answers differently in train() and in eval(): call model.eval() first")
     self.train(True)
     return "eval" if differs(self.plain(images).logits) else "any"
 
+def _apart(one, other, room):
+    "Do two arrays differ by more than `room`, where that is finite? A NaN differs."
+    return (~((one-other).abs() <= room) & room.isfinite()).any().item()
+
 @patch
-def _check_forward(self:GloroNet, images, differs, proved):
+def _check_forward(self:GloroNet, proved):
     "The network as it is called, gradients on, against the pass that is proved: they may differ by rounding, of other kernels too"
-    x = images.to(self.device, self.dtype)
+    if self.dtype not in UNIT: return
+    x = torch.rand(2, *self.image_shape, generator=generator("answers")).to(self.device, self.dtype)
     try:
         with torch.enable_grad(): logits = self(x).detach()
     except RuntimeError as e: raise InputError(f"the network does not run on images of its own {self.dtype}: {e}") from None
-    arithmetic = "float32" if self.dtype == torch.float32 else "float64"
-    room = 64*self._room(self.plain(x), proved, arithmetic)+1e-6*logits.cpu().double().abs().max()
-    if differs(logits, room): raise InputError("the network answers otherwise than its plain(), which is what is proved: "
-                                               "a layer's plain() and forward() compute different things")
+    run, arithmetic = self.plain(x), "float32" if self.dtype == torch.float32 else "float64"
+    room = 64*self._room(run, proved, arithmetic)+1e-6*run.logits.cpu().double().abs().max()
+    pred = run.logits.argmax(1, keepdim=True).cpu()
+    leads = lambda logits: logits.cpu().double().gather(1, pred)-logits.cpu().double()
+    if _apart(leads(logits), leads(run.logits), room):
+        raise InputError("the network answers otherwise than its plain(), which is what is proved: "
+                         "a layer's plain() and forward() compute different things")
 
 # %% ../nbs/07_model.ipynb #147d0114
 @patch
@@ -531,10 +547,18 @@ def rounding(self:GloroNet,
     arithmetic:str="real",   # what is claimed: "real", "float32", "float64"
 )->Account:                  # slack [B,m] in logits, growth [B,m] in logits per unit pixel-l2
     "What rounding may take from the margins f_j − f_i: slack + growth·ε (after arXiv:2603.13334)."
-    dtype, everywhere = ARITHMETIC[choose(arithmetic, ARITHMETIC, "arithmetic")], arithmetic != "real"
+    choose(arithmetic, ARITHMETIC, "arithmetic")
+    if proved.weights != self.fingerprint(): raise InputError("the constants were proved for another model, or for weights it has no more: "
+                                                              "prove them anew with model.pair_bound()")
+    return self._account(run, proved, run.logits.argmax(1) if pred is None else pred, arithmetic)
+
+@patch
+def _account(self:GloroNet, run, proved, pred, arithmetic):
+    "`rounding`, with constants that are known to be this network's"
+    dtype, everywhere = ARITHMETIC[arithmetic], arithmetic != "real"
     if run.logits.dtype != dtype:
         raise InputError(f"the run was evaluated in {run.logits.dtype}, the account is for {arithmetic!r}, {dtype}: name its arithmetic, or run images.double()")
-    pred = (run.logits.argmax(1) if pred is None else pred).cpu()
+    pred = pred.cpu()
     e, last, more = self._errors(run, proved, dtype), run.lengths[:, -1], 1+2**-40
     rows, bias = (t.cpu().double() for t in self._head())
     head = _HeadError(rows, bias.abs(), proved.distances, pred, dtype)

@@ -95,7 +95,8 @@ def test_a_lever_computes_the_same(exact, name):
     other = bench.LEVERS[name].change(start.copy())
     a, b = start.step(), other.step()
     for _ in range(1 if followed else 3): torch.testing.assert_close(a()[0], b()[0], rtol=1e-6, atol=0)
-    for p, q in zip(a.model.parameters(), b.model.parameters()): torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-5*p.grad.abs().max().item())
+    room = 1e-4 if followed else 1e-5                    # fresh layers are orthogonal: no vector is the top one, in any number of products
+    for p, q in zip(a.model.parameters(), b.model.parameters()): torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=room*p.grad.abs().max().item())
     kinds = {type(m) for m in b.model.modules()} - {type(m) for m in a.model.modules()}
     different = kinds or other.config != start.config or other.adam != start.adam or other.images.stride() != start.images.stride()
     assert different or any(p.stride() != q.stride() for p, q in zip(a.model.parameters(), b.model.parameters())), "nothing was changed"

@@ -1,5 +1,6 @@
 "One certificate, one function: what is hashed, proved and run are the same numbers, or there is no certificate."
 import dataclasses
+import functools
 import math
 import re
 from fractions import Fraction
@@ -576,6 +577,83 @@ def test_the_network_that_is_called_is_the_one_that_is_proved():
     model = net(Dense(4, 4))
     model.head.double()
     refused(model, "does not run on images of its own|would be rounded", calls=("proof",))
+
+
+class Doubles:
+    "A mixin that stands in front of a layer."
+    def forward(self, x): return 2*super().forward(x)
+    def plain(self, x): return 2*super().plain(x)
+
+
+def hundred(self, x, gain): return gain*x
+
+
+@pytest.mark.parametrize("make", [
+    lambda: type("G", (Doubles, Dense), {})(4, 4), lambda: type("G", (Doubles, MinMax), {})(),
+    lambda: type("G", (Dense,), dict(forward=functools.partialmethod(hundred, gain=100.), plain=functools.partialmethod(hundred, gain=100.)))(4, 4)])
+def test_a_mixin_or_a_partial_method_in_front_of_a_layer_is_a_computation(make):
+    with pytest.raises(InputError, match="computes anew in"): net(make())
+    model = net(Dense(4, 4), MinMax())
+    model.body[1].__class__ = type(make())
+    with pytest.raises(InputError, match="computes anew in|has no known"): model.pair_bound()
+
+
+def test_state_of_a_container_and_names_with_underscores_are_seen():
+    class Row(Base):
+        kind = "row"
+        def __init__(self): super().__init__(); self.parts = nn.ModuleList([MinMax()])
+        def forward(self, x): return self.parts[0](x)
+        def lipschitz_bound(self, known): return ONE
+        def rounding(self, shape, dtype): return 0, 0
+    for change in (lambda m: setattr(m, "gain", 1.), lambda m: m.register_buffer("gain", torch.ones(1)), lambda m: m.register_parameter("gain", nn.Parameter(torch.ones(1)))):
+        layer = Row()
+        change(layer.parts)
+        refused(net(layer), "keeps 'gain' in its container parts")
+    refused(net(type("G", (Base,), dict(kind="g", __gain__=1.))()), "keeps '__gain__' without declaring it")
+
+
+def test_a_compiled_call_is_not_taken_for_the_layer():
+    model = net(Dense(4, 4), MinMax())
+    layer = model.body[2]
+    layer._compiled_call_impl = lambda x: 100*MinMax.forward(layer, x)
+    refused(model, r"layer 2 \(MinMax\) is compiled by itself")
+    model = net(Dense(4, 4), MinMax())
+    model._compiled_call_impl = lambda x: GloroNet.forward(model, x)+torch.arange(3)
+    refused(model, "otherwise than its plain", calls=("proof",))
+
+
+def test_an_account_is_of_the_network_whose_constants_they_are():
+    from liresnet_nb.margins import certified_radius
+    from liresnet_nb.rounding import EXACT
+    one, other = net(Dense(4, 4)), net(Dense(4, 4))
+    with torch.no_grad(): other.body[1].weight.mul_(100)
+    proved = one.pair_bound()
+    with pytest.raises(InputError, match="another model"): other.rounding(other.plain(IMAGES.double()), proved)
+    proved.matrix.mul_(.01)
+    with pytest.raises(InputError, match="changed after they were proved"): certified_radius(one.plain(IMAGES.double()).logits, proved, EXACT)
+
+
+def test_a_plain_pass_that_differs_is_seen_layer_by_layer():
+    def apart(move, rounding=lambda self, shape, dtype: (0, 0)):
+        return type("P", (Base,), dict(kind="p", forward=move, plain=lambda self, x: x, lipschitz_bound=lambda self, known: ONE, rounding=rounding))()
+    refused(net(apart(lambda self, x: x*math.nan)), "otherwise than its plain|lies nan from its plain")
+    up, down = Dense(4, 4), Dense(4, 4)
+    for layer, sign in ((up, 1), (down, -1)):
+        layer.weight.data, layer.bias.data = torch.eye(4), torch.full((4,), sign*2.**20)
+    refused(net(up, down, apart(lambda self, x: x+30)), "from its plain")          # the room of the whole network would hide it
+    refused(net(apart(lambda self, x: x+30, lambda self, shape, dtype: (1, 1) if dtype == torch.float32 else (0, 0))), "from its plain")
+
+
+def test_a_head_of_torch_and_a_setting_that_fails_are_told_in_a_line():
+    model = net()
+    model.head = nn.Linear(4, 3)
+    refused(model, "the head: its rows.. failed with AttributeError")
+    class Broken(Base):
+        kind, settings = "broken", ("gain",)
+        gain = property(lambda self: 1/0)
+        def lipschitz_bound(self, known): return ONE
+        def rounding(self, shape, dtype): return 0, 0
+    refused(net(Broken()), r"layer 1 \(Broken\): its setting 'gain' failed with ZeroDivisionError")
 
 
 def test_autocast_around_a_proof_changes_nothing():

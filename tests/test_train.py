@@ -380,7 +380,7 @@ def test_asking_moves_no_stream_and_no_buffer():
     before, stream = weights(model).clone(), torch.get_rng_state()
     found = precision.operators(model, torch.rand(2, 1, 2, 2, generator=torch.Generator()))
     assert [op.name for op in found] == ["0 Centre", "1 Flatten", "2 Dense", "3 Restless", "4 MinMax", "head"]
-    assert not precision.wrong_operators(found, (5, 2)) and precision.deviations(found[2], 5)["forward"] > 0
+    assert not precision.wrong_operators(found, (5, 2)) and set(precision.deviations(found[2], 5)) == {"forward", "backward"}
     assert torch.equal(weights(model), before) and torch.equal(torch.get_rng_state(), stream) and all(p.grad is None for p in model.parameters())
 
 
